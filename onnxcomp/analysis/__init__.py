@@ -1,0 +1,1 @@
+"""Read-only computations over a model: channel groups and costs."""

@@ -1,0 +1,247 @@
+"""What a pass is: options, needs, results, and the context it runs in."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
+
+from onnxcomp.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxcomp.ir.model import Model
+    from onnxcomp.runtime.data import Samples
+
+__all__ = [
+    "Change",
+    "Context",
+    "Need",
+    "Option",
+    "Pass",
+    "PassLog",
+    "PassResult",
+    "Progress",
+    "Skip",
+    "option",
+]
+
+Need: TypeAlias = Literal["calibration", "labels", "shapes"]
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing a pass did: `where` names a node or value, `what` is a sentence, `details` are figures."""
+
+    where: str
+    what: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One place a pass declined, always with a reason a user can act on."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns. `shortfall` says in a sentence why a budget of the pass was not reached (exit code 4)."""
+
+    model: Model
+    changed: bool
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+    shortfall: str | None = None
+
+
+class PassLog:
+    """Collects changes, skips and notes while a pass runs; `result` makes the PassResult."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.skips: list[Skip] = []
+        self.notes: list[str] = []
+        self.shortfall: str | None = None
+
+    def change(self, where: str, what: str, **details: Any) -> None:
+        """Record something done."""
+        self.changes.append(Change(where, what, details))
+
+    def skip(self, where: str, reason: str) -> None:
+        """Record a place declined, once per place and reason."""
+        skip = Skip(where, reason)
+        if skip not in self.skips:
+            self.skips.append(skip)
+
+    def note(self, text: str) -> None:
+        """Record something the user should know."""
+        self.notes.append(text)
+
+    def result(self, model: Model) -> PassResult:
+        """Return the PassResult: changed if and only if a change was recorded."""
+        return PassResult(
+            model,
+            bool(self.changes),
+            tuple(self.changes),
+            tuple(self.skips),
+            tuple(self.notes),
+            self.shortfall,
+        )
+
+
+@dataclass
+class Context:
+    """What the driver gives a pass to work with.
+
+    Attributes:
+        original: the model the pipeline received; budgets are shares of it. Read only.
+        calibration: samples, or None where none were given (`data_mode` says whether on purpose).
+        data_mode: `real` for the user's samples, `random` for noise, `none` for the data-free mode.
+        input_shapes: concrete shapes of all graph inputs for one batch (first axis of samples = 1 where it is free).
+        excluded: names of nodes (as the loaded file had them) that the user wants left alone.
+        seed: every random choice derives from it.
+        threads: for onnxruntime; 0 = all cores.
+        custom_op_libs: shared libraries onnxruntime must load first.
+        progress: where long work reports its steps.
+    """
+
+    original: Model
+    calibration: Samples | None = None
+    data_mode: Literal["real", "random", "none"] = "real"
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
+    seed: int = 0
+    threads: int = 0
+    custom_op_libs: tuple[str, ...] = ()
+    progress: Progress = lambda what, done, total: None
+
+    def is_excluded(self, model: Model, name: str) -> bool:
+        """Return whether node `name` of `model` is, or came by folding from, a node the user excluded."""
+        if name in self.excluded:
+            return True
+        return any(now == name and before in self.excluded for before, now in model.aliases.items())
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a pass as the command line shows it: kebab-case `name`, python `annotation`, default, help."""
+
+    name: str
+    field: str
+    annotation: Any
+    default: Any
+    help: str
+
+    @property
+    def kind(self) -> str:
+        """The type in words, for help and error messages."""
+        return describe_type(self.annotation)
+
+
+def describe_type(annotation: Any) -> str:
+    """Return an option's type in words: `number`, `whole number`, `true or false`, `text`, or its choices."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, typing.get_args(annotation)))
+    if origin in (Union, types.UnionType):
+        return " | ".join(describe_type(a) for a in typing.get_args(annotation) if a is not type(None))
+    if origin is tuple:
+        return "list of " + describe_type(typing.get_args(annotation)[0])
+    return {float: "number", int: "whole number", bool: "true | false", str: "text"}[annotation]
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a dataclass field as an option of a pass, with its default and its one-line help."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of every pass: a frozen dataclass whose fields are its options.
+
+    Contract: `run` gets a clone it may edit (arrays are shared: never write into one), and returns a PassResult whose
+    `changed` is true if and only if the model differs. The model is valid before and after; the driver verifies it.
+
+    >>> from dataclasses import dataclass
+    >>> from onnxcomp.compiler.passbase import Pass, PassLog, option
+    >>> @dataclass(frozen=True)
+    ... class Rename(Pass):
+    ...     '''Give the graph another name.'''
+    ...     name = "rename"
+    ...     exact = True
+    ...     to: str = option("net", "the new name")
+    ...     def run(self, model, context):
+    ...         log = PassLog()
+    ...         if model.graph.name != self.to:
+    ...             log.change("graph", f"{model.graph.name} -> {self.to}")
+    ...             model.graph.name = self.to
+    ...         return log.result(model)
+    >>> str(Rename(to="small"))
+    'rename{to=small}'
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = False
+    stage: ClassVar[Literal["cleanup", "structure", "numbers", "quantization", "coding"]] = "structure"
+    """Order of kinds: structure before numbers before quantization before coding; cleanup anywhere before coding."""
+
+    def needs(self) -> frozenset[Need]:
+        """Return what the driver must supply for these options."""
+        return frozenset()
+
+    def check(self) -> None:
+        """Raise UsageError where options contradict each other or are out of range; called before any file is read."""
+        return
+
+    @abstractmethod
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Transform `model` (in place or not) and say what was done."""
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        """Return the options in the order they are printed."""
+        hints = typing.get_type_hints(cls)
+        return tuple(
+            Option(f.name.replace("_", "-"), f.name, hints[f.name], f.default, f.metadata.get("help", ""))
+            for f in dataclasses.fields(cls)
+        )
+
+    def __str__(self) -> str:
+        words = []
+        for opt in self.options():
+            value = getattr(self, opt.field)
+            if value != opt.default:
+                words.append(f"{opt.name}={format_option(value)}")
+        return self.name + ("{" + " ".join(words) + "}" if words else "")
+
+
+def format_option(value: Any) -> str:
+    """Return the text of an option's value, such that parsing it gives the value back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(format_option(v) for v in value)
+    text = repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, str) and (not text or any(c in text for c in ' {}=,"')):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+def in_range(
+    owner: str, name: str, value: float | None, low: float, high: float, *, open_high: bool = False
+) -> None:
+    """Raise UsageError unless `low <= value <= high` (`< high` with `open_high`); None passes."""
+    if value is None or (low <= value < high if open_high else low <= value <= high):
+        return
+    raise UsageError(
+        f"{owner}: {name}={value:g} is out of range; {low:g} <= {name} {'<' if open_high else '<='} {high:g}"
+    )

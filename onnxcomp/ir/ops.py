@@ -1,0 +1,46 @@
+"""Tables about operators. Every list of operator names in onnxcomp stands here."""
+
+from __future__ import annotations
+
+__all__ = [
+    "COUNTED",
+    "ELEMENTWISE",
+    "LINEAR",
+    "MIXES_AXIS",
+    "POOLING",
+    "REDUCTIONS",
+    "UNARY",
+]
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators that contract an input axis with a weight."""
+
+COUNTED = LINEAR | {"LSTM", "GRU"}
+"""Operators whose multiply-accumulates are counted."""
+
+UNARY = frozenset(
+    """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+    HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
+)
+"""Operators of one data input that compute each element from that element alone."""
+
+ELEMENTWISE = frozenset(
+    """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where
+    Xor""".split()
+)
+"""Operators of several inputs that broadcast and compute each element from the elements that meet there."""
+
+POOLING = frozenset(
+    {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
+)
+"""Operators on `[N, C, ...]` that compute each channel from that channel alone."""
+
+REDUCTIONS = frozenset(
+    """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare""".split()
+)
+"""Operators that reduce over axes given by an attribute or by input 1."""
+
+MIXES_AXIS = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "CumSum": None, "LpNormalization": -1}
+"""Operators that mix elements along one axis only, with the default of their `axis` attribute."""

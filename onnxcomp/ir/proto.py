@@ -1,0 +1,423 @@
+"""The door between ModelProto and Model. Nothing is lost on the way through, and no proto is ever mutated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+
+from onnxcomp.errors import ModelError
+from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, is_default_domain
+from onnxcomp.ir.model import Model
+
+__all__ = ["SKELETON_LIMIT", "from_proto", "numpy_dtype", "to_proto"]
+
+TensorReader = Callable[[TensorProto], Array]
+
+SKELETON_LIMIT = 1024
+"""Constants with more elements than this become typed inputs in a skeleton: shape arithmetic never needs them."""
+
+_LISTS = {
+    AttributeProto.FLOATS: "floats",
+    AttributeProto.INTS: "ints",
+}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+def from_proto(proto: ModelProto, read_tensor: TensorReader | None = None) -> Model:
+    """Return the Model of `proto`, which is left as it is.
+
+    Weights in `Constant` nodes become initializers, initializers that are listed as inputs stop being inputs, missing
+    and duplicate node names are mended, unsorted nodes are sorted; each of these leaves a note. `read_tensor` turns a
+    TensorProto into an array (external data); by default only data inside the proto is accepted.
+
+    Raises:
+        ModelError: for cycles, undefined inputs, duplicate value names and graphs without outputs, by name.
+    """
+    read = read_tensor or _read_inline
+    model = Model(
+        graph=Graph(proto.graph.name, proto.graph.doc_string, 1),
+        ir_version=proto.ir_version,
+        opset_imports={_domain(o.domain): o.version for o in proto.opset_import},
+        producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+        domain=proto.domain,
+        model_version=proto.model_version,
+        doc_string=proto.doc_string,
+        metadata={p.key: p.value for p in proto.metadata_props},
+        functions=tuple(proto.functions),
+    )
+    model.graph.opset = model.opset
+    _read_graph(model, proto.graph, read)
+    if model.graph.sort():
+        model.notes.append("the nodes were not in topological order; they have been sorted")
+    return model
+
+
+def _domain(domain: str) -> str:
+    return "" if is_default_domain(domain) else domain
+
+
+def _read_inline(tensor: TensorProto) -> Array:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise ModelError(
+            f"tensor {tensor.name!r} keeps its data in another file; load the model from its path"
+        )
+    if tensor.data_type == TensorProto.STRING:
+        return np.array(list(tensor.string_data), dtype=object).reshape(tuple(tensor.dims))
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as problem:
+        raise ModelError(f"tensor {tensor.name!r} is malformed: {problem}") from problem
+
+
+def _read_graph(model: Model, proto: GraphProto, read: TensorReader) -> None:
+    graph = model.graph
+    values: dict[str, Value] = {}
+    _read_constants(model, proto, read, values)
+    for info in proto.input:
+        if info.name in graph.constants:
+            model.notes.append(f"input {info.name!r} has a stored value and is treated as a weight")
+            model.ir_version = max(model.ir_version, 4)
+            continue
+        if info.name in values:
+            raise ModelError(
+                f"the value name {info.name!r} is used twice; every value needs a name of its own"
+            )
+        values[info.name] = variable = _variable(info)
+        graph.inputs.append(variable)
+        model.io_protos[info.name] = _copy(info)
+    nodes = [_read_node(n, read) for n in _lift_constants(model, proto.node, read, values)]
+    for node, source in nodes:
+        for name in source.output:
+            if name and name in values:
+                raise ModelError(
+                    f"the value name {name!r} is used twice; every value needs a name of its own"
+                )
+            made = Variable(name)
+            if name:
+                values[name] = made
+            node.outputs.append(made)
+    for node, source in nodes:
+        for name in source.input:
+            if name and name not in values:
+                raise ModelError(
+                    f"node {source.name or source.op_type!r} reads {name!r}, which nothing defines"
+                )
+            node.inputs.append(values[name] if name else Variable(""))
+        for name in node.captures:
+            if name not in values:
+                raise ModelError(f"a subgraph of {source.name!r} reads {name!r}, which nothing defines")
+        graph.nodes.append(node)
+    _read_outputs(model, proto, values)
+    _name_nodes(model)
+
+
+def _read_constants(model: Model, proto: GraphProto, read: TensorReader, values: dict[str, Value]) -> None:
+    for tensor in proto.initializer:
+        if not tensor.name:
+            raise ModelError("an initializer has no name")
+        if tensor.name in values:
+            raise ModelError(
+                f"the value name {tensor.name!r} is used twice; every value needs a name of its own"
+            )
+        constant = Constant(tensor.name, read(tensor), tensor.doc_string)
+        values[tensor.name] = model.graph.constants[tensor.name] = constant
+    for sparse in proto.sparse_initializer:
+        name = sparse.values.name
+        if not name or name in values:
+            raise ModelError(f"the value name {name!r} of a sparse initializer is empty or used twice")
+        values[name] = model.graph.constants[name] = Constant(name, _dense(sparse, read))
+        model.notes.append(f"the sparse initializer {name!r} is stored dense")
+
+
+def _dense(sparse: Any, read: TensorReader) -> Array:
+    """Return the dense array of a SparseTensorProto (indices linear `[nnz]` or coordinates `[nnz, ndim]`)."""
+    values, indices = read(sparse.values), read(sparse.indices).astype(np.int64)
+    shape = tuple(sparse.dims)
+    dense = np.zeros(shape, values.dtype)
+    try:
+        linear = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+        dense.reshape(-1)[linear] = values
+    except (ValueError, IndexError) as problem:
+        raise ModelError(f"sparse initializer {sparse.values.name!r} is malformed: {problem}") from problem
+    return dense
+
+
+def _lift_constants(
+    model: Model, nodes: Iterable[NodeProto], read: TensorReader, values: dict[str, Value]
+) -> list[NodeProto]:
+    """Return `nodes` without Constant nodes, whose tensors are registered as initializers under the same names."""
+    rest: list[NodeProto] = []
+    lifted = 0
+    for node in nodes:
+        array = (
+            _constant_value(node, read)
+            if node.op_type == "Constant" and is_default_domain(node.domain)
+            else None
+        )
+        if array is None or len(node.output) != 1:
+            rest.append(node)
+            continue
+        name = node.output[0]
+        if name in values:
+            raise ModelError(f"the value name {name!r} is used twice; every value needs a name of its own")
+        values[name] = model.graph.constants[name] = Constant(name, array)
+        if node.name:
+            model.aliases[node.name] = ""
+        lifted += 1
+    if lifted:
+        model.notes.append(f"{lifted} Constant nodes are held as initializers")
+        # Initializers that are not graph inputs need IR version 4.
+        model.ir_version = max(model.ir_version, 4)
+    return rest
+
+
+def _constant_value(node: NodeProto, read: TensorReader) -> Array | None:
+    if len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    match attribute.name:
+        case "value":
+            return read(attribute.t)
+        case "value_float":
+            return np.array(attribute.f, np.float32)
+        case "value_floats":
+            return np.array(list(attribute.floats), np.float32)
+        case "value_int":
+            return np.array(attribute.i, np.int64)
+        case "value_ints":
+            return np.array(list(attribute.ints), np.int64)
+        case _:
+            return None
+
+
+def _read_node(proto: NodeProto, read: TensorReader) -> tuple[Node, NodeProto]:
+    attrs = {a.name: _read_attribute(a, read) for a in proto.attribute}
+    node = Node(proto.op_type, proto.name, attrs, domain=_domain(proto.domain) or None)
+    node.captures = tuple(dict.fromkeys(_captures(proto)))
+    node.doc_string = proto.doc_string
+    node.metadata = {p.key: p.value for p in proto.metadata_props}
+    node.overload = proto.overload
+    return node, proto
+
+
+def _read_attribute(attribute: AttributeProto, read: TensorReader) -> Any:
+    """Return a plain value for the kinds passes read; everything else stays the AttributeProto it is."""
+    if not attribute.ref_attr_name and not attribute.doc_string:
+        match attribute.type:
+            case AttributeProto.FLOAT:
+                return attribute.f
+            case AttributeProto.INT:
+                return attribute.i
+            case AttributeProto.FLOATS | AttributeProto.INTS if getattr(attribute, _LISTS[attribute.type]):
+                return list(getattr(attribute, _LISTS[attribute.type]))
+            case AttributeProto.STRING:
+                try:
+                    return attribute.s.decode()
+                except UnicodeDecodeError:
+                    return _copy(attribute)
+            case AttributeProto.TENSOR if attribute.t.data_type != TensorProto.STRING:
+                return read(attribute.t)
+    return _copy(attribute)
+
+
+def _captures(node: NodeProto) -> Iterable[str]:
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            inner |= {s.values.name for s in graph.sparse_initializer}
+            for child in graph.node:
+                yield from (n for n in [*child.input, *_captures(child)] if n and n not in inner)
+                inner.update(child.output)
+            yield from (o.name for o in graph.output if o.name not in inner)
+
+
+def _read_outputs(model: Model, proto: GraphProto, values: dict[str, Value]) -> None:
+    if not proto.output:
+        raise ModelError("the graph has no outputs; there is nothing to compute")
+    for info in proto.output:
+        if info.name not in values:
+            raise ModelError(f"the graph output {info.name!r} is defined by nothing")
+        value = values[info.name]
+        if isinstance(value, Variable) and value.dtype is None:
+            typed = _variable(info)
+            value.dtype, value.shape, value.type = typed.dtype, typed.shape, typed.type
+        model.graph.outputs.append(value)
+        model.io_protos[info.name] = _copy(info)
+    for info in proto.value_info:
+        maker = values[info.name].producer if info.name in values else None
+        if maker is not None and not maker.standard:
+            model.declared[info.name] = _copy(info)
+    model.graph_extras = {
+        "quantization_annotation": list(proto.quantization_annotation),
+        "metadata_props": list(proto.metadata_props),
+    }
+
+
+def _name_nodes(model: Model) -> None:
+    """Give every node a unique name: tools, reports and excludes speak of nodes by name."""
+    taken: set[str] = set()
+    duplicates = 0
+    for node in model.graph.nodes:
+        wanted = node.name or next((v.name for v in node.outputs if v.name), node.op)
+        name = model.graph.fresh_name(wanted, taken)
+        duplicates += bool(node.name) and name != node.name
+        node.name = name
+        taken.add(name)
+    if duplicates:
+        model.notes.append(f"{duplicates} nodes shared a name with another; they have been renamed")
+
+
+def _variable(info: ValueInfoProto) -> Variable:
+    kind = info.type.WhichOneof("value") or "tensor_type"
+    variable = Variable(info.name, type=kind)
+    if kind == "tensor_type" and info.type.tensor_type.elem_type:
+        tensor = info.type.tensor_type
+        variable.dtype = numpy_dtype(tensor.elem_type)
+        if tensor.HasField("shape"):
+            variable.shape = tuple(_dim(d) for d in tensor.shape.dim)
+    return variable
+
+
+def _dim(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) if dim.HasField("dim_param") and dim.dim_param else None
+
+
+def numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
+    """Return the numpy dtype of an ONNX element type, None for one that does not exist."""
+    if elem_type == TensorProto.STRING:
+        return np.dtype(object)
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+    except KeyError:
+        return None
+
+
+def _copy(message: Any) -> Any:
+    twin = type(message)()
+    twin.CopyFrom(message)
+    return twin
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+def to_proto(
+    model: Model,
+    *,
+    skeleton: bool = False,
+    input_shapes: dict[str, tuple[int, ...]] | None = None,
+) -> ModelProto:
+    """Return a new ModelProto of `model`.
+
+    With `skeleton`, floating-point constants of more than `SKELETON_LIMIT` elements are left out and declared as graph
+    inputs instead, which is all that shape inference needs. `input_shapes` fixes the shapes of graph inputs and drops
+    declared output shapes that could contradict them.
+    """
+    proto = ModelProto(
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+    )
+    proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
+    onnx.helper.set_model_props(proto, model.metadata)
+    proto.functions.extend(model.functions)
+    _write_graph(model, proto.graph, skeleton, input_shapes or {})
+    return proto
+
+
+def _write_graph(model: Model, out: GraphProto, skeleton: bool, shapes: dict[str, tuple[int, ...]]) -> None:
+    graph = model.graph
+    out.name = graph.name or "graph"
+    out.doc_string = graph.doc_string
+    out.input.extend(_write_info(model, v, shapes) for v in graph.inputs)
+    for value in graph.outputs:
+        info = _write_info(model, value, {})
+        if shapes and info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
+        out.output.append(info)
+    out.node.extend(write_node(n) for n in graph.nodes)
+    kept = {v.name for n in graph.nodes for v in n.outputs}
+    out.value_info.extend(info for name, info in model.declared.items() if name in kept)
+    for extra, messages in model.graph_extras.items():
+        getattr(out, extra).extend(messages)
+    for constant in stored(graph):
+        if skeleton and constant.values.size > SKELETON_LIMIT and constant.values.dtype.kind == "f":
+            elem = onnx.helper.np_dtype_to_tensor_dtype(constant.values.dtype)
+            out.input.append(onnx.helper.make_tensor_value_info(constant.name, elem, constant.values.shape))
+        else:
+            out.initializer.append(write_tensor(constant.values, constant.name, constant.doc_string))
+
+
+def stored(graph: Graph) -> list[Constant]:
+    """Return every constant to be written: the registered ones, then those that nodes read without registration."""
+    found = dict(graph.constants)
+    for value in [*(v for n in graph.nodes for v in n.inputs), *graph.outputs]:
+        if isinstance(value, Constant):
+            found.setdefault(value.name, value)
+    return list(found.values())
+
+
+def _write_info(model: Model, value: Value, shapes: dict[str, tuple[int, ...]]) -> ValueInfoProto:
+    known = model.io_protos.get(value.name)
+    if known is not None:
+        info: ValueInfoProto = _copy(known)
+    elif value.dtype is None:
+        info = ValueInfoProto(name=value.name)
+    else:
+        elem = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+        info = onnx.helper.make_tensor_value_info(value.name, elem, value.shape)
+    if value.name in shapes:
+        tensor = info.type.tensor_type
+        tensor.ClearField("shape")
+        for size in shapes[value.name]:
+            tensor.shape.dim.add().dim_value = size
+        if not shapes[value.name]:
+            tensor.shape.SetInParent()
+    return info
+
+
+def write_tensor(values: Array, name: str, doc_string: str = "") -> TensorProto:
+    """Return a TensorProto in raw form (strings excepted)."""
+    if values.dtype == object:
+        return TensorProto(
+            name=name, data_type=TensorProto.STRING, dims=values.shape, string_data=list(values.flat)
+        )
+    tensor: TensorProto = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+    if doc_string:
+        tensor.doc_string = doc_string
+    return tensor
+
+
+def write_node(node: Node) -> NodeProto:
+    """Return the NodeProto of `node`."""
+    proto = NodeProto(
+        op_type=node.op,
+        name=node.name,
+        domain=node.domain or "",
+        doc_string=node.doc_string,
+        overload=node.overload,
+    )
+    proto.input.extend(v.name for v in node.inputs)
+    proto.output.extend(v.name for v in node.outputs)
+    for key, value in node.metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    for name, value in node.attrs.items():
+        proto.attribute.append(_write_attribute(name, value))
+    return proto
+
+
+def _write_attribute(name: str, value: Any) -> AttributeProto:
+    if isinstance(value, AttributeProto):
+        return value
+    if isinstance(value, np.ndarray):
+        return AttributeProto(name=name, type=AttributeProto.TENSOR, t=write_tensor(value, ""))
+    attribute: AttributeProto = onnx.helper.make_attribute(name, value)
+    return attribute

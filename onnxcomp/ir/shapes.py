@@ -1,0 +1,65 @@
+"""Static types and shapes of every value, without touching the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from onnxcomp.errors import ModelError
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.proto import numpy_dtype, to_proto
+
+__all__ = ["Shape", "ValueType", "infer_types"]
+
+Shape: TypeAlias = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """`dtype` and `shape` of one value; None where unknown, and strings for symbolic sizes."""
+
+    dtype: np.dtype[Any] | None
+    shape: Shape | None
+
+    @property
+    def static(self) -> tuple[int, ...] | None:
+        """The shape where every size is a known number, else None."""
+        if self.shape is None or not all(isinstance(size, int) for size in self.shape):
+            return None
+        return tuple(int(size) for size in self.shape if isinstance(size, int))
+
+
+def infer_types(
+    model: Model, input_shapes: dict[str, tuple[int, ...]] | None = None, *, strict: bool = False
+) -> dict[str, ValueType]:
+    """Return the type of every value that shape inference finds, constants included.
+
+    `input_shapes` replaces the declared shapes of graph inputs. Values behind unknown operators are absent.
+
+    Raises:
+        ModelError: with `strict`, where inference finds a contradiction; the message names the node.
+    """
+    proto = to_proto(model, skeleton=True, input_shapes=input_shapes)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as problem:
+        if strict:
+            raise ModelError(f"shape inference failed: {' '.join(str(problem).split())[:300]}") from problem
+        inferred = proto
+    types = {c.name: ValueType(c.values.dtype, c.values.shape) for c in model.graph.constants.values()}
+    for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
+        if info.name not in types and info.type.WhichOneof("value") == "tensor_type":
+            types[info.name] = _value_type(info.type.tensor_type)
+    return types
+
+
+def _value_type(tensor: Any) -> ValueType:
+    shape: Shape | None = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
+        )
+    return ValueType(numpy_dtype(tensor.elem_type) if tensor.elem_type else None, shape)

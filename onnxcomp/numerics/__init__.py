@@ -1,0 +1,1 @@
+"""Pure numpy and scipy: moments, ridge solves, importance. Knows nothing of graphs."""

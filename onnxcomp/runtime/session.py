@@ -1,0 +1,77 @@
+"""Sessions of onnxruntime over models and pieces of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxcomp.errors import ModelError
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.segment import model_bytes
+
+__all__ = ["Session", "SessionError"]
+
+Array = NDArray[Any]
+
+
+class SessionError(ModelError):
+    """onnxruntime refused to load or to run a model; the message is its own first line."""
+
+
+class Session:
+    """A model loaded in onnxruntime on the CPU.
+
+    `source` is a Model, serialized bytes or a path. With `optimize=False` the graph runs exactly as written, which is
+    what equality is judged on. `threads=0` means all cores. Threads never spin when idle: several sessions live in one
+    process here, and spinning distorts both time and results of measurements.
+    """
+
+    def __init__(
+        self,
+        source: Model | bytes | str,
+        *,
+        optimize: bool = True,
+        threads: int = 0,
+        custom_op_libs: Sequence[str] = (),
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for library in custom_op_libs:
+            options.register_custom_ops_library(library)
+        data = model_bytes(source) if isinstance(source, Model) else source
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as problem:  # onnxruntime raises half a dozen unrelated types
+            raise SessionError(_first_line(problem)) from problem
+        self.inputs: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
+            i.name: (i.type, tuple(i.shape)) for i in self._session.get_inputs()
+        }
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the wanted outputs by name (all by default); optional outputs that are absent come as empty arrays.
+
+        Raises:
+            SessionError: onnxruntime's own reason, in one line.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            values = self._session.run(names, dict(feeds))
+        except Exception as problem:  # see above
+            raise SessionError(_first_line(problem)) from problem
+        return {
+            n: np.asarray(v) if not isinstance(v, list) else v for n, v in zip(names, values, strict=True)
+        }
+
+
+def _first_line(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return text if len(text) <= 300 else text[:297] + "..."
