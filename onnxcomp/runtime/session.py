@@ -67,9 +67,7 @@ class Session:
             values = self._session.run(names, dict(feeds))
         except Exception as problem:  # see above
             raise SessionError(_first_line(problem)) from problem
-        return {
-            n: np.asarray(v) if not isinstance(v, list) else v for n, v in zip(names, values, strict=True)
-        }
+        return dict(zip(names, values, strict=True))
 
 
 def _first_line(problem: Exception) -> str:
