@@ -120,8 +120,8 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
 def export(net: nn.Module, recipe: Recipe, path: Path) -> None:
     """Write `net` to `path` with its BatchNormalization nodes, a dynamic batch axis, a doc string and metadata.
 
-    The TorchScript exporter with `PRESERVE` is used because the other one folds BatchNormalization into the
-    convolutions, and a zoo without it would not show what real files need.
+    The TorchScript exporter with `PRESERVE` is used because it keeps BatchNormalization at this opset; the other one
+    folds it into the convolutions, and a zoo without it would not show what real files need.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
