@@ -1,0 +1,246 @@
+"""Channel groups: which channels of a model have to go together, and what stands in the way.
+
+A *unit* is one class of tied labels: the smallest thing that can be removed. Units that share an axis of a stored tensor
+that produces them form a :class:`ChannelGroup`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.cut import cut, mask_consumers
+from onnxcomp.analysis.labels import AxisUse, LabelMap, Role
+from onnxcomp.analysis.rules import propagate
+from onnxcomp.errors import PreconditionError
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.shapes import infer_types
+
+__all__ = ["ChannelGroup", "ChannelGroups", "Member", "channel_groups"]
+
+Units = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+DEFAULT_SIZE = 32
+"""Stands in for symbolic sizes of graph inputs other than the first axis where the caller gives no shapes."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a stored tensor that a group cuts: `units[i]` is the unit of position i, -1 for one of another group."""
+
+    name: str
+    axis: int
+    units: Units
+    role: Role
+    node: str
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are cut together.
+
+    Attributes:
+        name: the first producer's node name.
+        units: how many units there are; unit numbers run from 0.
+        members: the axes of stored tensors that are cut.
+        producers: names of the nodes whose weights make the channels.
+        consumers: names of the nodes that contract them.
+        reasons: for every unit why it must stay, or None.
+        coupled: whether several producers are added together (a residual stream).
+        spans: sets of units of which at least one must stay, or some value would lose its last channel.
+        roots: the label class of every unit.
+    """
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reasons: tuple[str | None, ...]
+    coupled: bool
+    spans: tuple[Units, ...]
+    roots: Units
+
+    @property
+    def blocked(self) -> str | None:
+        """Why no unit of the group may go, or None where at least one may."""
+        if all(self.reasons):
+            reason, _ = Counter(self.reasons).most_common(1)[0]
+            return reason
+        return None
+
+    @cached_property
+    def free(self) -> Mask:
+        """Mask `[units]` of the units that may go."""
+        return np.array([reason is None for reason in self.reasons])
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """All channel groups of one model, in topological order of their first producers."""
+
+    groups: tuple[ChannelGroup, ...]
+    labels: LabelMap = field(repr=False)
+    classes: Units = field(repr=False)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def take(self, model: Model, keep: Mapping[str, Mask]) -> None:
+        """Keep only the units that `keep` marks True, group by group name; edits `model` in place, all or nothing.
+
+        `model` must be the analysed model or a clone of it. Groups that `keep` does not name stay whole.
+
+        Raises:
+            PreconditionError: where a blocked unit would go or a value would lose its last channel.
+        """
+        cut(model, self.labels, self.classes, self._removed(keep))
+
+    def mask(self, model: Model, keep: Mapping[str, Mask]) -> None:
+        """Zero the units that `keep` marks False where they are consumed, in place: the oracle of :meth:`take`."""
+        mask_consumers(model, self.labels, self.classes, self._removed(keep))
+
+    def _removed(self, keep: Mapping[str, Mask]) -> Mask:
+        removed = np.zeros(int(self.classes.max(initial=-1)) + 1, bool)
+        for name, mask in keep.items():
+            group = self[name]
+            gone = ~np.asarray(mask, bool)
+            if gone.shape != (group.units,):
+                raise PreconditionError(f"channel group {name!r} has {group.units} units, not {gone.size}")
+            for unit in np.flatnonzero(gone & ~group.free):
+                raise PreconditionError(f"channel {unit} of {name!r} must stay: {group.reasons[unit]}")
+            if any(gone[span].all() for span in group.spans):
+                raise PreconditionError(f"nothing would be left of channel group {name!r}")
+            removed[group.roots[gone]] = True
+        return removed
+
+
+def channel_groups(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    excluded: Mapping[str, str] | None = None,
+) -> ChannelGroups:
+    """Return the channel groups of `model`, read only.
+
+    `shapes` are the concrete shapes of all values for one sample; without them they are inferred, symbolic sizes of
+    graph inputs standing for 1 (first axis) and `DEFAULT_SIZE`. `excluded` maps node names to reasons.
+
+    >>> import onnx.parser
+    >>> from onnxcomp.ir import from_proto
+    >>> text = '''<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,4,4] x) => (float[N,3,4,4] y)
+    ... <float[4,2,1,1] a, float[3,4,1,1] b> { h = Conv(x, a)  r = Relu(h)  y = Conv(r, b) }'''
+    >>> import numpy as np
+    >>> from onnxcomp.analysis.channels import channel_groups
+    >>> proto = onnx.parser.parse_model(text)
+    >>> for name, shape in (("a", (4, 2, 1, 1)), ("b", (3, 4, 1, 1))):
+    ...     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    >>> [(g.name, g.units, g.blocked) for g in channel_groups(from_proto(proto))]
+    [('h', 4, None), ('y', 3, "it reaches the graph output 'y'")]
+    """
+    if shapes is None:
+        shapes = default_shapes(model)
+    labels = propagate(model, shapes, excluded)
+    classes = labels.make_rectangular()
+    return ChannelGroups(tuple(_collect(labels, classes)), labels, classes)
+
+
+def default_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the concrete shapes of all values that shape inference finds, with stand-ins for symbolic input sizes."""
+    inputs = {}
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            inputs[value.name] = tuple(
+                size if isinstance(size, int) and size > 0 else (1 if axis == 0 else DEFAULT_SIZE)
+                for axis, size in enumerate(value.shape)
+            )
+    types = infer_types(model, inputs)
+    return {name: kind.static for name, kind in types.items() if kind.static is not None}
+
+
+def _collect(labels: LabelMap, classes: Units) -> list[ChannelGroup]:
+    produced = {int(r) for use in labels.uses if use.role == "produces" for r in np.unique(classes[use.ids])}
+    graph: nx.Graph[int] = nx.Graph()
+    order: dict[int, int] = {}
+    for use in labels.uses:
+        if use.role != "produces":
+            continue
+        roots = classes[use.ids]
+        for root in roots.tolist():
+            order.setdefault(root, len(order))
+        nx.add_path(graph, dict.fromkeys(roots.tolist()))
+        graph.add_nodes_from(roots.tolist())
+    components = sorted(
+        (sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)), key=lambda c: order[c[0]]
+    )
+    blocked, additive = labels.blocked(classes), labels.additive(classes)
+    where = {
+        root: (number, unit) for number, roots in enumerate(components) for unit, root in enumerate(roots)
+    }
+    uses: list[list[AxisUse]] = [[] for _ in components]
+    for use in labels.uses:
+        for number in {where[r][0] for r in set(classes[use.ids].tolist()) & produced}:
+            uses[number].append(use)
+    spans = _spans(labels, classes, where, len(components))
+    return [
+        _group(roots, uses[number], spans[number], classes, blocked, additive)
+        for number, roots in enumerate(components)
+    ]
+
+
+def _group(
+    roots: list[int],
+    uses: list[AxisUse],
+    spans: list[Units],
+    classes: Units,
+    blocked: dict[int, str],
+    additive: set[int],
+) -> ChannelGroup:
+    lookup = np.full(int(classes.max()) + 1, -1, np.int64)
+    lookup[roots] = np.arange(len(roots))
+    members = tuple(
+        Member(u.constant.name, u.axis, lookup[classes[u.ids]], u.role, u.node.name) for u in uses
+    )
+    return ChannelGroup(
+        name=next(m.node for m in members if m.role == "produces"),
+        units=len(roots),
+        members=members,
+        producers=tuple(dict.fromkeys(m.node for m in members if m.role == "produces")),
+        consumers=tuple(dict.fromkeys(m.node for m in members if m.role == "consumes")),
+        reasons=tuple(blocked.get(root) for root in roots),
+        coupled=bool(additive & set(roots)),
+        spans=tuple(spans),
+        roots=np.array(roots, np.int64),
+    )
+
+
+def _spans(
+    labels: LabelMap, classes: Units, where: dict[int, tuple[int, int]], count: int
+) -> list[list[Units]]:
+    """Return for each group the distinct sets of its units that make up a whole axis of some value."""
+    seen: list[dict[bytes, Units]] = [{} for _ in range(count)]
+    for value in labels.values.values():
+        roots = set(np.unique(classes[value.ids]).tolist())
+        places = [where[r] for r in roots if r in where]
+        # An axis that also holds other things keeps those, so it cannot run empty.
+        if len(places) != len(roots) or len({group for group, _ in places}) != 1:
+            continue
+        units = np.array(sorted(unit for _, unit in places), np.int64)
+        seen[places[0][0]].setdefault(units.tobytes(), units)
+    return [list(found.values()) for found in seen]

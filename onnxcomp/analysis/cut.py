@@ -1,0 +1,198 @@
+"""Cutting: slicing every stored tensor along removed labels and re-deriving the constants that depend on sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.labels import LabelMap, Labels
+from onnxcomp.analysis.rules import pad_amounts, slice_bounds
+from onnxcomp.ir.graph import Array, Node
+from onnxcomp.ir.model import Model
+
+__all__ = ["axis_masks", "cut", "mask_consumers"]
+
+Mask = NDArray[np.bool_]
+
+
+def axis_masks(labels: Labels, classes: NDArray[np.int64], removed: Mask) -> dict[int, Mask]:
+    """Return, for every axis of a value that loses positions, the mask `[shape[axis]]` of those that stay."""
+    masks = {}
+    gone = removed[classes[labels.ids]]
+    for axis in labels.axes:
+        others = tuple(a for a in range(gone.ndim) if a != axis)
+        lost = np.asarray(gone.all(axis=others), bool)
+        if lost.any():
+            masks[axis] = ~lost
+    return masks
+
+
+def cut(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> None:
+    """Remove all positions whose class is marked in `removed` from `model` (a clone of the analysed one), in place.
+
+    Names of constants stay. The new arrays are computed before the first edit, so that a failure leaves `model` whole.
+    """
+    new: dict[str, Array] = {}
+    done: set[tuple[str, int]] = set()
+    for use in labels.uses:
+        key = (use.constant.name, use.axis)
+        stays = ~removed[classes[use.ids]]
+        if key not in done and not stays.all():
+            array = new.get(use.constant.name, use.constant.values)
+            new[use.constant.name] = np.compress(stays, array, axis=use.axis)
+            done.add(key)
+    for name, (constant, spread) in labels.spread.items():
+        for axis, stays in axis_masks(spread, classes, removed).items():
+            new[name] = np.compress(stays, new.get(name, constant.values), axis=axis)
+    nodes = {node.name: node for node in model.graph.nodes}
+    edits = [
+        edit
+        for node, kind in dict.fromkeys(labels.rederive)
+        if (edit := _REDERIVE[kind](nodes[node.name], labels, classes, removed)) is not None
+    ]
+    for name, array in new.items():
+        model.graph.constants[name].values = _frozen(array)
+    for edit in edits:
+        edit(model)
+
+
+def mask_consumers(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> None:
+    """Zero the slices of every weight that contract a removed channel; shapes stay. Edits `model` in place.
+
+    What the model computes then is what `cut` must compute exactly: the oracle of every structural edit. Zeroing where
+    channels are consumed, not where they are made, is right for any operator in between, also where f(0) is not 0.
+    """
+    for use in labels.uses:
+        gone = removed[classes[use.ids]]
+        if use.role == "consumes" and gone.any():
+            constant = model.graph.constants[use.constant.name]
+            array = np.array(constant.values)
+            np.moveaxis(array, use.axis, 0)[gone] = 0
+            constant.values = _frozen(array)
+
+
+def _frozen(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+Edit = Callable[[Model], None]
+
+
+def _masks_of(name: str, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> dict[int, Mask]:
+    return axis_masks(labels.values[name], classes, removed)
+
+
+def _set(node: Node, index: int, values: Array) -> Edit:
+    def edit(model: Model) -> None:
+        model.graph.set_constant(node, index, values)
+
+    return edit
+
+
+def _regroup(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+    """Return the edit of a depthwise convolution's `group` attribute: as many as input channels stay."""
+    data = labels.values[node.inputs[0].name]
+    masks = axis_masks(data, classes, removed)
+    if 1 not in masks:
+        return None
+    count = int(masks[1].sum())
+
+    def edit(model: Model) -> None:
+        node.attrs["group"] = count
+
+    return edit
+
+
+def _reshape(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+    masks = _masks_of(node.outputs[0].name, labels, classes, removed)
+    target = node.constant(1)
+    if not masks or target is None:
+        return None
+    before = labels.values[node.inputs[0].name]
+    cut_before = axis_masks(before, classes, removed)
+    new = np.array(target)
+    for axis, stays in masks.items():
+        count = int(stays.sum())
+        copies = new[axis] == 0 and not node.attrs.get("allowzero") and axis in cut_before
+        if new[axis] == -1 or (copies and int(cut_before[axis].sum()) == count):
+            continue
+        new[axis] = count
+    return None if np.array_equal(new, target) else _set(node, 1, new)
+
+
+def _split(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+    data = labels.values[node.inputs[0].name]
+    axis = int(node.attrs.get("axis", 0)) % len(data.shape)
+    stays = axis_masks(data, classes, removed).get(axis)
+    if stays is None:
+        return None
+    sizes = [labels.values[v.name].shape[axis] for v in node.outputs]
+    ends = np.cumsum(sizes)
+    new = np.array([stays[e - s : e].sum() for s, e in zip(sizes, ends, strict=True)], np.int64)
+
+    def edit(model: Model) -> None:
+        node.attrs.pop("num_outputs", None)
+        if node.input(1) is None:
+            model.graph.set_input(node, 1, model.graph.add_constant(f"{node.name}.split", new))
+        else:
+            model.graph.set_constant(node, 1, new)
+
+    return edit
+
+
+def _slice(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+    data = labels.values[node.inputs[0].name]
+    masks = axis_masks(data, classes, removed)
+    bounds = slice_bounds(node, data.shape)
+    axes_given = node.constant(3)
+    axes = (
+        [int(a) % len(data.shape) for a in np.ravel(axes_given)] if axes_given is not None else list(bounds)
+    )
+    if not masks.keys() & set(axes):
+        return None
+    starts, ends = (np.array(np.ravel(np.asarray(node.constant(index)))) for index in (1, 2))
+    for place, axis in enumerate(axes):
+        if axis in masks:
+            start, end, _ = bounds[axis]
+            starts[place] = masks[axis][:start].sum()
+            ends[place] = masks[axis][: max(start, end)].sum()
+
+    def edit(model: Model) -> None:
+        model.graph.set_constant(node, 1, starts)
+        model.graph.set_constant(node, 2, ends)
+
+    return edit
+
+
+def _pad(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+    made = labels.values[node.outputs[0].name]
+    masks = axis_masks(made, classes, removed)
+    amounts = pad_amounts(node, len(made.shape))
+    given = node.constant(3)
+    axes = (
+        [int(a) % len(made.shape) for a in np.ravel(given)]
+        if given is not None
+        else list(range(len(made.shape)))
+    )
+    new = np.array(node.constant(1))
+    changed = False
+    for place, axis in enumerate(axes):
+        before, after = amounts[axis]
+        if axis not in masks or (before, after) == (0, 0):
+            continue
+        new[place] = masks[axis][:before].sum()
+        new[place + len(axes)] = masks[axis][len(masks[axis]) - after :].sum()
+        changed = True
+    return _set(node, 1, new) if changed else None
+
+
+_REDERIVE: dict[str, Callable[[Node, LabelMap, NDArray[np.int64], Mask], Edit | None]] = {
+    "group": _regroup,
+    "reshape": _reshape,
+    "split": _split,
+    "slice": _slice,
+    "pad": _pad,
+}
