@@ -1,0 +1,188 @@
+"""Linear nodes as matrices: one view of Conv, Gemm and MatMul for everything that refits weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.ir.graph import Constant, Graph, Node
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.patches import Window, patches, resolve_pads
+
+__all__ = ["LinearNode", "linear_node"]
+
+Array = NDArray[Any]
+Array64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LinearNode:
+    """A Conv, Gemm or MatMul with a constant weight, seen as `y = W x + b` on columns.
+
+    Attributes:
+        node: the node itself.
+        data: index of the input that is computed (0, or 1 for `MatMul(constant, x)`).
+        weight: index of the weight input.
+        group: number of independent blocks.
+        layout: `conv`, `gemm` (`[n, k]`), `right` (`[..., k] @ W`) or `left` (`W @ [..., k, n]`).
+        transposed: whether the stored weight is `[d, o]` rather than `[o, d]`.
+    """
+
+    node: Node
+    data: int
+    weight: int
+    group: int
+    layout: str
+    transposed: bool
+
+    @property
+    def input(self) -> str:
+        """Name of the computed input."""
+        return str(self.node.inputs[self.data].name)
+
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+        return self.node.output.name
+
+    @property
+    def out_axis(self) -> int:
+        """The weight's axis of output channels."""
+        return 1 if self.transposed else 0
+
+    @property
+    def in_axis(self) -> int:
+        """The weight's axis of input channels."""
+        return 0 if self.transposed else 1
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the node can hold a bias of its own."""
+        return self.layout in ("conv", "gemm")
+
+    def weight_array(self) -> Array:
+        """Return the stored weight."""
+        array = self.node.constant(self.weight)
+        assert array is not None
+        return array
+
+    def matrix(self) -> Array64:
+        """Return the weight as `[g, o, d]`."""
+        array = self.weight_array()
+        flat = array.T if self.transposed else array.reshape(len(array), -1)
+        matrix: Array64 = flat.reshape(self.group, -1, flat.shape[1]).astype(np.float64)
+        return matrix * float(self.node.attrs.get("alpha", 1.0)) if self.layout == "gemm" else matrix
+
+    def bias(self) -> Array64:
+        """Return the bias `[o]`, zeros where there is none."""
+        array = self.node.constant(2) if self.has_bias else None
+        count = self.weight_array().shape[self.out_axis]
+        if array is None:
+            return np.zeros(count)
+        beta = float(self.node.attrs.get("beta", 1.0)) if self.layout == "gemm" else 1.0
+        return np.broadcast_to(array.reshape(-1).astype(np.float64) * beta, (count,)).copy()
+
+    def install(self, model: Model, matrix: Array64, bias: Array64 | None, suffix: str) -> None:
+        """Store `matrix` `[g, o, d]` (and `bias` `[o]`) as this node's own weights, in the dtype it has."""
+        old = self.weight_array()
+        flat = matrix.reshape(-1, matrix.shape[2])
+        array = flat.T if self.transposed else flat.reshape(old.shape)
+        graph: Graph = model.graph
+        graph.set_constant(self.node, self.weight, np.ascontiguousarray(array.astype(old.dtype)), suffix)
+        if self.layout == "gemm":
+            self.node.attrs.pop("alpha", None)
+            self.node.attrs.pop("beta", None)
+        if bias is None:
+            return
+        if isinstance(self.node.input(2), Constant):
+            graph.set_constant(self.node, 2, bias.astype(old.dtype), suffix)
+        else:
+            graph.set_input(
+                self.node, 2, graph.add_constant(f"{self.node.name}.bias__{suffix}", bias.astype(old.dtype))
+            )
+
+    def window(self, spatial: tuple[int, ...]) -> Window:
+        """Return where the kernel reads, for an input of spatial size `spatial`."""
+        attrs, ndim = self.node.attrs, len(spatial)
+        kernel = tuple(self.weight_array().shape[2:])
+        strides = tuple(attrs.get("strides") or [1] * ndim)
+        dilations = tuple(attrs.get("dilations") or [1] * ndim)
+        mode = attrs.get("auto_pad", "NOTSET")
+        if mode == "NOTSET":
+            flat = attrs.get("pads") or [0] * (2 * ndim)
+            pads = tuple((int(flat[a]), int(flat[a + ndim])) for a in range(ndim))
+        else:
+            pads = resolve_pads(mode, spatial, kernel, strides, dilations)
+        return Window(kernel, strides, dilations, pads)
+
+    def positions(self, x: Array) -> int:
+        """Return how many output columns one sample of the batch `x` has."""
+        if self.layout == "conv":
+            return int(np.prod(self.window(x.shape[2:]).output_size(x.shape[2:])))
+        return (
+            1
+            if x.ndim == 2 and self.layout != "left"
+            else int(np.prod(x.shape[1:-2], dtype=int)) * self._rows(x)
+        )
+
+    def _rows(self, x: Array) -> int:
+        return int(x.shape[-1] if self.layout == "left" else x.shape[-2])
+
+    def columns_in(self, x: Array, positions: Array | None) -> Array:
+        """Return a batch of inputs as columns `[g, d, n]`, float32, at the chosen output positions of every sample."""
+        if self.layout == "conv":
+            return patches(x, self.window(x.shape[2:]), self.group, positions)
+        return _columns(x, self.layout, positions)
+
+    def columns_out(self, y: Array, positions: Array | None) -> Array:
+        """Return a batch of outputs as columns `[g, o, n]`, float32, matching `columns_in`."""
+        if self.layout != "conv":
+            return _columns(y, self.layout, positions)
+        flat = y.reshape(*y.shape[:2], -1)
+        if positions is not None:
+            flat = flat[:, :, positions]
+        columns = np.ascontiguousarray(flat.swapaxes(0, 1), np.float32)
+        return columns.reshape(self.group, y.shape[1] // self.group, -1)
+
+    def pick_out(self, y: Array, rows: Array) -> Array:
+        """Return outputs `y` reduced to the channels `rows`."""
+        axis = {"conv": 1, "gemm": 1, "right": -1, "left": -2}[self.layout]
+        return y.take(rows, axis)
+
+
+def _columns(x: Array, layout: str, positions: Array | None) -> Array:
+    if layout == "left":
+        x = x.swapaxes(-1, -2)
+    if x.ndim > 2:
+        flat = x.reshape(len(x), -1, x.shape[-1])
+        x = (flat if positions is None else flat[:, positions]).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x.T, np.float32)[None]
+
+
+def linear_node(node: Node) -> LinearNode | None:
+    """Return `node` as a LinearNode, or None where it is not one (other operator, computed or integer weight)."""
+    if node.is_op("Conv"):
+        weight = node.constant(1)
+        if (
+            weight is None
+            or weight.dtype.kind != "f"
+            or (node.input(2) is not None and node.constant(2) is None)
+        ):
+            return None
+        return LinearNode(node, 0, 1, int(node.attrs.get("group", 1)), "conv", False)
+    if node.is_op("Gemm"):
+        weight, bias = node.constant(1), node.constant(2)
+        if weight is None or weight.dtype.kind != "f" or node.attrs.get("transA"):
+            return None
+        if node.input(2) is not None and (bias is None or (bias.ndim > 1 and bias.shape[0] != 1)):
+            return None
+        return LinearNode(node, 0, 1, 1, "gemm", not node.attrs.get("transB"))
+    if node.is_op("MatMul"):
+        for index in (1, 0):
+            weight = node.constant(index)
+            if weight is not None and weight.ndim == 2 and weight.dtype.kind == "f":
+                return LinearNode(node, 1 - index, index, 1, "right" if index else "left", bool(index))
+    return None

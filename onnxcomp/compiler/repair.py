@@ -1,0 +1,195 @@
+"""The one walk that repairs: refitting weights in topological order, from the compressed network's own inputs.
+
+Two frontiers advance over the calibration samples, the original network's and the compressed one's. At each site (a
+linear node that a pass wants to change) the walk hands the pass the moments of the compressed input x and of the wanted
+output y, and installs what comes back; everything after that site sees the new weights. Where the output goes into a
+residual addition, y is corrected by what the other branch has already lost, so that the sum is matched and not the
+branch (He 2017, "Channel pruning for accelerating very deep neural networks", section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.passbase import Context
+from onnxcomp.ir.graph import Constant, Node, Value
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.moments import Moments, ridge
+from onnxcomp.runtime.capture import Frontier, Spool, batch_size, stream_values
+
+__all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "walk"]
+
+Array = NDArray[Any]
+Array64 = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+RIDGE = 1e-3
+"""Ridge strength as a share of the mean variance of a layer's inputs."""
+
+POSITIONS = 256
+"""Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node to visit: its name (the same in both networks) and which of the original's output channels it still makes."""
+
+    name: str
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the walk hands a solver: the compressed network's node and the moments of its input and wanted output."""
+
+    site: Site
+    node: LinearNode
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class Solution:
+    """New weights `[g, o, d]` of a visited node, and its bias `[o]` or None where it has none."""
+
+    matrix: Array64
+    bias: Array64 | None
+
+
+Solver = Callable[[Visit], Solution | None]
+
+
+def refit(visit: Visit, strength: float = RIDGE) -> Solution:
+    """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression."""
+    node, moments = visit.node, visit.moments
+    prior = node.matrix()
+    if not node.has_bias:
+        H, G = moments.second()
+        return Solution(ridge(H, G, prior, strength), None)
+    matrix = ridge(moments.covariance(), moments.cross(), prior, strength)
+    bias = moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)
+    return Solution(matrix, bias.reshape(-1))
+
+
+def walk(
+    original: Model,
+    compressed: Model,
+    sites: Sequence[Site],
+    solve: Solver,
+    context: Context,
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+) -> list[tuple[Site, float]]:
+    """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
+
+    `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new
+    weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
+    progress.
+    """
+    samples = context.calibration
+    assert samples is not None, "the driver's preflight supplies calibration samples"
+    order = {node.name: place for place, node in enumerate(compressed.graph.nodes)}
+    nodes = {node.name: node for node in compressed.graph.nodes}
+    sites = sorted(sites, key=lambda site: order[site.name])
+    before = {node.name: node for node in original.graph.nodes}
+    size = batch_size(shapes, [v.name for s in sites for v in (*before[s.name].inputs[:1], before[s.name].output)])
+    errors = []
+    with Spool() as first, Spool() as second:
+        count = 0
+        for feed in samples.batches(size):
+            for name, array in feed.items():
+                first.write(name, array)
+                second.write(name, array)
+            count += 1
+        old = Frontier(original, first, count, threads=context.threads)
+        new = Frontier(compressed, second, count, threads=context.threads)
+        for step, site in enumerate(sites):
+            context.progress(what, step, len(sites))
+            node = linear_node(nodes[site.name])
+            assert node is not None, site.name
+            moments = _moments_at(site, node, old, new, context.seed)
+            solution = solve(Visit(site, node, moments))
+            if solution is not None:
+                node.install(compressed, solution.matrix, solution.bias, "refit")
+                errors.append((site, _missed(moments, solution, node.has_bias)))
+        context.progress(what, len(sites), len(sites))
+    return errors
+
+
+def _moments_at(site: Site, node: LinearNode, old: Frontier, new: Frontier, seed: int) -> Moments:
+    """Advance both frontiers to `site` and return the moments of its input and of its corrected target there."""
+    other = _other_branch(node.node, old.model, new)
+    wanted_old = [node.output, *([other] if other else [])]
+    wanted_new = [node.input, *([other] if other else [])]
+    rng = np.random.default_rng([seed, len(site.name)])
+    moments = Moments()
+    for was, now in zip(old.advance(wanted_old), new.advance(wanted_new), strict=True):
+        target = node.pick_out(was[node.output], site.rows)
+        if other:
+            target = target + (node.pick_out(was[other], site.rows) - now[other])
+        x = now[node.input]
+        chosen = sample_positions(node.positions(x), rng)
+        moments.add(node.columns_in(x, chosen), node.columns_out(target, chosen))
+    return moments
+
+
+def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS) -> Rows | None:
+    """Return `most` of `total` output positions, ascending, or None for all where there are no more."""
+    if total <= most:
+        return None
+    return np.sort(rng.choice(total, most, replace=False))
+
+
+def _missed(moments: Moments, solution: Solution, centred: bool) -> float:
+    """Return the share of the wanted output's variance that `solution` does not explain."""
+    H, G = (moments.covariance(), moments.cross()) if centred else moments.second()
+    W = solution.matrix
+    variance = float(moments.variance_y().sum())
+    explained = 2 * float(np.einsum("god,god->", W, G)) - float(np.einsum("god,gde,goe->", W, H, W, optimize=True))
+    return max(0.0, 1.0 - explained / variance) if variance > 0 else 0.0
+
+
+def _other_branch(node: Node, original: Model, new: Frontier) -> str | None:
+    """Return the value that `node`'s output is added to, where the compressed network can already compute it."""
+    adder = new.model.graph.sole_use(node.output)
+    if adder is None or not adder.is_op("Add"):
+        return None
+    others: list[Value] = [v for v in adder.inputs if v is not node.output]
+    if len(others) != 1 or isinstance(others[0], Constant) or others[0].name not in original.graph.values():
+        return None
+    return None if node in new.pending([others[0].name]) or _unsolved(new, others[0].name) else others[0].name
+
+
+def _unsolved(frontier: Frontier, name: str) -> bool:
+    """Whether computing the value would run a linear node that has not been visited yet."""
+    return any(linear_node(n) is not None for n in frontier.pending([name]))
+
+
+def collect_moments(
+    model: Model,
+    nodes: Sequence[LinearNode],
+    context: Context,
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+) -> dict[str, Moments]:
+    """Return the input moments of `nodes` in `model` on the calibration samples, from one streamed run."""
+    samples = context.calibration
+    assert samples is not None, "the driver's preflight supplies calibration samples"
+    found = {node.node.name: Moments() for node in nodes}
+    names = list(dict.fromkeys(node.input for node in nodes))
+    size = batch_size(shapes, names)
+    total = len(samples)
+    rng = np.random.default_rng(context.seed)
+    stream = stream_values(
+        model, names, samples, size, threads=context.threads, progress=lambda done: context.progress(what, done, total)
+    )
+    for values in stream:
+        for node in nodes:
+            x = values[node.input]
+            found[node.node.name].add(node.columns_in(x, sample_positions(node.positions(x), rng)))
+    return found

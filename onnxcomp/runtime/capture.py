@@ -1,0 +1,185 @@
+"""Streamed values and statistics of any value of a model, computed piece by piece in bounded memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.ir.graph import Constant, Node
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.segment import segment_bytes, with_outputs
+from onnxcomp.runtime.session import Session
+
+if TYPE_CHECKING:
+    from onnxcomp.runtime.data import Samples
+
+__all__ = ["Frontier", "Spool", "batch_size", "stream_values"]
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+
+BATCH_BYTES = 48 * 2**20
+"""Aim of one batch's largest activations: large enough for BLAS, small enough to forget."""
+
+
+def batch_size(shapes: Mapping[str, tuple[int, ...]], names: Collection[str], most: int = 64) -> int:
+    """Return how many samples to run at once, so that the values `names` (shapes of one sample) stay small."""
+    largest = max((int(np.prod(shapes[n], dtype=np.int64)) * 4 for n in names if n in shapes), default=1)
+    return int(max(1, min(most, BATCH_BYTES // (8 * max(1, largest)))))
+
+
+class Spool:
+    """Batches of named values in files of their own, so that memory does not grow with the number of samples.
+
+    Use as a context manager: leaving it removes everything.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxcomp-")
+        self._index: dict[str, list[tuple[int, tuple[int, ...], np.dtype[Any]]]] = {}
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Spool:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._folder.cleanup()
+
+    def write(self, name: str, array: Array) -> None:
+        """Append a batch of the value `name`."""
+        entries = self._index.setdefault(name, [])
+        if name not in self._files:
+            path = Path(self._folder.name) / f"{len(self._index)}-{id(entries)}"
+            self._files[name] = path.open("w+b", buffering=0)
+        file = self._files[name]
+        entries.append((file.seek(0, 2), array.shape, array.dtype))
+        file.write(np.ascontiguousarray(array).data)
+
+    def read(self, name: str, batch: int) -> Array:
+        """Return batch number `batch` of the value `name`."""
+        offset, shape, dtype = self._index[name][batch]
+        array = np.empty(shape, dtype)
+        file = self._files[name]
+        file.seek(offset)
+        file.readinto(array.reshape(-1).view(np.uint8).data)
+        return array
+
+    def kind(self, name: str) -> tuple[np.dtype[Any], int]:
+        """Return dtype and number of axes of the value `name`."""
+        _, shape, dtype = self._index[name][0]
+        return dtype, len(shape)
+
+    def drop(self, name: str) -> None:
+        """Forget the value `name` and give its disk space back."""
+        self._index.pop(name, None)
+        file = self._files.pop(name, None)
+        if file is not None:
+            path = Path(file.name)
+            file.close()
+            path.unlink()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    @property
+    def names(self) -> list[str]:
+        """The values held."""
+        return list(self._index)
+
+
+class Frontier:
+    """The values of one network for all samples, advanced node by node and kept only while something still reads them.
+
+    Only nodes that the wanted values depend on are run, each once. Weights of nodes that have not run yet may be
+    changed between steps.
+    """
+
+    def __init__(self, model: Model, spool: Spool, batches: int, *, threads: int = 0) -> None:
+        self.model = model
+        self._spool = spool
+        self._batches = batches
+        self._threads = threads
+        self._done: set[Node] = set()
+        self._makers = {v.name: n for n in model.graph.nodes for v in n.outputs if v.name}
+        self._readers: dict[str, set[Node]] = {}
+        for node in model.graph.nodes:
+            for name in _reads(node):
+                self._readers.setdefault(name, set()).add(node)
+
+    def pending(self, wanted: Collection[str]) -> list[Node]:
+        """Return the nodes that must run before `wanted` are known, in order."""
+        needed: set[Node] = set()
+        queue = [name for name in wanted if name not in self._spool]
+        while queue:
+            maker = self._makers.get(queue.pop())
+            if maker is None or maker in needed or maker in self._done:
+                continue
+            needed.add(maker)
+            queue.extend(name for name in _reads(maker) if name not in self._spool)
+        return [node for node in self.model.graph.nodes if node in needed]
+
+    def advance(self, wanted: Sequence[str]) -> Iterator[Feed]:
+        """Compute `wanted` for every batch and yield them batch by batch; consume it to the end."""
+        nodes = self.pending(wanted)
+        inside = set(nodes)
+        made = [v.name for n in nodes for v in n.outputs if v.name]
+        later = {n: self._readers.get(n, set()) - inside - self._done for n in made}
+        keep = [name for name in made if later[name]]
+        fed = [n for n in dict.fromkeys(r for node in nodes for r in _reads(node)) if n in self._spool]
+        outputs = list(dict.fromkeys([*keep, *(w for w in wanted if w in later)]))
+        session = self._session(nodes, fed, outputs) if nodes else None
+        for batch in range(self._batches):
+            found = {}
+            if session is not None:
+                found = session.run({name: self._spool.read(name, batch) for name in fed}, outputs)
+                for name in keep:
+                    self._spool.write(name, found[name])
+            yield {name: found[name] if name in found else self._spool.read(name, batch) for name in wanted}
+        self._done |= inside
+        for name in self._spool.names:
+            if not self._readers.get(name, set()) - self._done:
+                self._spool.drop(name)
+
+    def _session(self, nodes: list[Node], fed: list[str], outputs: list[str]) -> Session:
+        kinds = {name: self._spool.kind(name) for name in fed}
+        data = segment_bytes(
+            self.model,
+            nodes,
+            {name: dtype for name, (dtype, _) in kinds.items()},
+            outputs,
+            {name: ndim for name, (_, ndim) in kinds.items()},
+        )
+        return Session(data, threads=self._threads)
+
+
+def _reads(node: Node) -> list[str]:
+    return [*(v.name for v in node.inputs if v.name and not isinstance(v, Constant)), *node.captures]
+
+
+def stream_values(
+    model: Model,
+    names: Sequence[str],
+    samples: Samples,
+    batch: int,
+    *,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Feed]:
+    """Yield the values `names` for batch after batch of `samples`, from whole runs of `model`."""
+    inputs = {v.name for v in model.graph.inputs}
+    session = Session(with_outputs(model, [n for n in names if n not in inputs]), threads=threads)
+    done = 0
+    for feed in samples.batches(batch):
+        found = session.run(feed, [n for n in names if n not in inputs])
+        found.update((n, feed[n]) for n in names if n in inputs)
+        yield found
+        done += len(next(iter(feed.values())))
+        if progress:
+            progress(done)
