@@ -137,6 +137,14 @@ class LinearNode:
             return patches(x, self.window(x.shape[2:]), self.group, positions)
         return _columns(x, self.layout, positions)
 
+    def channels_in(self, x: Array, positions: Array | None) -> Array:
+        """Return a batch of convolution inputs as columns of channels `[g, c, n]` at the chosen input positions."""
+        flat = x.reshape(*x.shape[:2], -1)
+        if positions is not None:
+            flat = flat[:, :, positions]
+        columns = np.ascontiguousarray(flat.swapaxes(0, 1), np.float32)
+        return columns.reshape(self.group, x.shape[1] // self.group, -1)
+
     def columns_out(self, y: Array, positions: Array | None) -> Array:
         """Return a batch of outputs as columns `[g, o, n]`, float32, matching `columns_in`."""
         if self.layout != "conv":

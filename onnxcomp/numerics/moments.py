@@ -49,10 +49,25 @@ class Moments:
         for block, sample in enumerate(x):
             # The product of a matrix with its own transpose runs as a symmetric rank-k update: half the work.
             self.sum_xx[block] += sample @ sample.T
-        if y is not None and self.sum_y is not None and self.sum_yx is not None and self.sum_yy is not None:
-            self.sum_y += y.sum(2, dtype=np.float64)
-            self.sum_yx += y @ x.transpose(0, 2, 1)
-            self.sum_yy += np.einsum("gon,gon->go", y, y, dtype=np.float64)
+        if y is not None:
+            self.add_target(x, y)
+
+    def retargeted(self) -> Moments:
+        """Return moments with the same inputs (shared, not copied) and no targets yet; `add_target` supplies them."""
+        assert self.sum_y is not None and self.sum_yx is not None, "collected without y"
+        zeros = np.zeros_like
+        return Moments(
+            self.count, self.sum_x, self.sum_xx, zeros(self.sum_y), zeros(self.sum_yx), zeros(self.sum_y)
+        )
+
+    def add_target(self, x: Array, y: Array) -> None:
+        """Add new targets `y` `[g, o, n]` for inputs `x` `[g, d, n]` that `add` has seen before."""
+        assert self.sum_y is not None and self.sum_yx is not None and self.sum_yy is not None, (
+            "not retargeted"
+        )
+        self.sum_y += y.sum(2, dtype=np.float64)
+        self.sum_yx += y @ x.transpose(0, 2, 1)
+        self.sum_yy += np.einsum("gon,gon->go", y, y, dtype=np.float64)
 
     @property
     def mean_x(self) -> Array64:

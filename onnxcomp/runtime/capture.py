@@ -127,11 +127,12 @@ class Frontier:
 
     def advance(self, wanted: Sequence[str]) -> Iterator[Feed]:
         """Compute `wanted` for every batch and yield them batch by batch; consume it to the end."""
+        self._forget()
         nodes = self.pending(wanted)
         inside = set(nodes)
         made = [v.name for n in nodes for v in n.outputs if v.name]
         later = {n: self._readers.get(n, set()) - inside - self._done for n in made}
-        keep = [name for name in made if later[name]]
+        keep = [name for name in made if later[name] or name in wanted]
         fed = [n for n in dict.fromkeys(r for node in nodes for r in _reads(node)) if n in self._spool]
         outputs = list(dict.fromkeys([*keep, *(w for w in wanted if w in later)]))
         session = self._session(nodes, fed, outputs) if nodes else None
@@ -143,6 +144,14 @@ class Frontier:
                     self._spool.write(name, found[name])
             yield {name: found[name] if name in found else self._spool.read(name, batch) for name in wanted}
         self._done |= inside
+
+    def again(self, wanted: Sequence[str]) -> Iterator[Feed]:
+        """Yield the values of the last `advance` once more, without computing anything."""
+        for batch in range(self._batches):
+            yield {name: self._spool.read(name, batch) for name in wanted}
+
+    def _forget(self) -> None:
+        """Drop what no node that is still to run reads."""
         for name in self._spool.names:
             if not self._readers.get(name, set()) - self._done:
                 self._spool.drop(name)

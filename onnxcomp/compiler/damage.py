@@ -1,0 +1,114 @@
+"""What a cut has damaged: the linear nodes whose inputs differ from the original's, and how far each can be refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.channels import ChannelGroups
+from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.repair import Site
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.moments import Moments, ridge
+
+__all__ = ["damaged_sites", "kept_positions", "refit_once"]
+
+Rows = NDArray[np.int64]
+Keep = Mapping[str, NDArray[np.bool_]]
+
+
+def kept_positions(groups: ChannelGroups, keep: Keep) -> dict[tuple[str, int], Rows]:
+    """Return, for every axis of a stored tensor that a cut touches, the positions that stay."""
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
+    for name, mask in keep.items():
+        for member in groups[name].members:
+            here = (member.units < 0) | mask[member.units]
+            key = (member.name, member.axis)
+            stays[key] = stays[key] & here if key in stays else here
+    return {key: np.flatnonzero(mask) for key, mask in stays.items()}
+
+
+def damaged_sites(
+    original: Model, cut: Model, kept: Mapping[tuple[str, int], Rows], left_alone: Callable[[str], str | None]
+) -> tuple[list[Site], dict[str, str]]:
+    """Return the linear nodes of `cut` to refit, in order, and those that cannot be, with reasons.
+
+    A node is damaged where its input was cut or comes from a damaged or cut node. `left_alone` gives the reason why a
+    node must keep its weights, or None.
+    """
+    before = {node.name: node for node in original.graph.nodes}
+    touched: set[str] = set()
+    sites: list[Site] = []
+    refused: dict[str, str] = {}
+    for node in cut.graph.nodes:
+        dirty = any(v.name in touched for v in node.inputs)
+        linear = linear_node(node)
+        was = linear_node(before[node.name])
+        if linear is not None and was is not None:
+            name = was.node.inputs[was.weight].name
+            sliced = (name, was.out_axis) in kept
+            if dirty or (name, was.in_axis) in kept:
+                reason = left_alone(node.name) or _shared(original, was)
+                if reason:
+                    refused[node.name] = reason
+                else:
+                    rows = kept.get((name, was.out_axis), np.arange(was.weight_array().shape[was.out_axis]))
+                    sites.append(Site(node.name, rows))
+            dirty = dirty or sliced or (name, was.in_axis) in kept
+        else:
+            dirty = dirty or any((v.name, axis) in kept for v in node.inputs for axis in range(4))
+        if dirty:
+            touched.update(v.name for v in node.outputs)
+    return sites, refused
+
+
+def _shared(model: Model, node: LinearNode) -> str | None:
+    weight = node.node.inputs[node.weight]
+    if model.graph.sole_use(weight) is None:
+        return f"its weight {weight.name!r} is shared, and a refit would make a copy of it"
+    return None
+
+
+def refit_once(
+    original: Model,
+    cut: Model,
+    sites: list[Site],
+    kept: Mapping[tuple[str, int], Rows],
+    moments: Mapping[str, Moments],
+    strength: float,
+) -> int:
+    """Refit the nodes that lost inputs from the original network's statistics alone; return how many.
+
+    With `S` the columns that stay, `W' = W H[:,S] (H[S,S] + lam)^-1` and `b' = b + W m - W' m_S` (algorithm: the block
+    update of optimal brain surgeon; one shot, nothing is re-measured). Edits `cut` in place.
+    """
+    before = {node.name: node for node in original.graph.nodes}
+    after = {node.name: node for node in cut.graph.nodes}
+    done = 0
+    for site in sites:
+        was, now = linear_node(before[site.name]), linear_node(after[site.name])
+        assert was is not None and now is not None, site.name
+        columns = kept.get((was.node.inputs[was.weight].name, was.in_axis))
+        if columns is None or site.name not in moments:
+            continue
+        taps = was.matrix().shape[2] // was.weight_array().shape[was.in_axis]
+        S = (columns[:, None] * taps + np.arange(taps)).reshape(-1)
+        H, mean, W = moments[site.name].covariance(), moments[site.name].mean_x, was.matrix()
+        if not was.has_bias:
+            H = H + mean[:, :, None] * mean[:, None, :]
+        W, bias = _rows(W, site.rows), was.bias()[site.rows]
+        W_new = ridge(H[:, S[:, None], S], W @ H[:, :, S], W[:, :, S], strength)
+        shift = np.einsum("god,gd->go", W, mean) - np.einsum("god,gd->go", W_new, mean[:, S])
+        now.install(cut, W_new, bias + shift.reshape(-1) if was.has_bias else None, "refit")
+        done += 1
+    return done
+
+
+def _rows(W: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+    """Return the rows of `W` `[g, o, d]` that stay; blocks lose equally many."""
+    flat = W.reshape(-1, W.shape[2])
+    groups = rows // W.shape[1]
+    per_group = len(rows) // len(np.unique(groups))
+    return flat[rows].reshape(-1, per_group, W.shape[2])

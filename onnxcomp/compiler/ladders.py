@@ -1,0 +1,167 @@
+"""In which order the channels of a group can be spared, by criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.channels import ChannelGroup
+from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.budget import Ladder, tiers
+from onnxcomp.compiler.passbase import Context
+from onnxcomp.compiler.repair import collect_moments
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.importance import Reader, eliminate, norms
+from onnxcomp.numerics.moments import Moments
+
+__all__ = ["blank_ladders", "obs_ladders", "ranked_ladders"]
+
+Units = NDArray[np.int64]
+
+WIDEST = 4700
+"""Wider inputs (columns of a consumer) are judged by their channels' covariance alone: elimination costs width^2."""
+
+MOMENT_BYTES = 512 * 2**20
+"""Statistics held at once; consumers beyond that are served by another run over the samples."""
+
+
+def blank_ladders(group: ChannelGroup) -> list[Ladder]:
+    """Return a ladder per tier of `group` in no particular order, for planning how many units go."""
+    ladders = []
+    for units in tiers(group):
+        free = [int(unit) for unit in units if group.free[unit]]
+        ladders.append(
+            Ladder(group.name, len(units), tuple(free[: len(free) - _kept_for_span(group, units, free)]))
+        )
+    return ladders
+
+
+def _kept_for_span(group: ChannelGroup, units: Units, free: Sequence[int]) -> int:
+    """Return 1 where removing all free units of a tier would empty a span, else 0."""
+    gone = np.zeros(group.units, bool)
+    gone[list(free)] = True
+    return int(any(gone[span].all() for span in group.spans) and len(free) > 0)
+
+
+def ranked_ladders(
+    model: Model, group: ChannelGroup, depths: Sequence[int], criterion: str, seed: int
+) -> list[Ladder]:
+    """Return a ladder per tier by the norm of the filters (`l1`, `l2`) or at `random`, `depths[i]` units deep."""
+    if criterion == "random":
+        scores = np.random.default_rng([seed, *group.name.encode()]).random(group.units)
+    else:
+        scores = norms(_filters(model, group), group.units, 1 if criterion == "l1" else 2)
+    ladders = []
+    for units, depth in zip(tiers(group), depths, strict=True):
+        free = sorted((int(u) for u in units if group.free[u]), key=lambda u: (scores[u], u))
+        chosen = free[:depth]
+        ladders.append(Ladder(group.name, len(units), tuple(chosen), tuple(float(scores[u]) for u in chosen)))
+    return ladders
+
+
+def _filters(model: Model, group: ChannelGroup) -> list[tuple[NDArray[np.floating], Units]]:
+    nodes = {node.name: node for node in model.graph.nodes}
+    parts = []
+    for member in group.members:
+        if member.role == "produces" and nodes[member.node].op != "Gather":
+            parts.append(
+                (np.moveaxis(model.graph.constants[member.name].values, member.axis, 0), member.units)
+            )
+    return parts
+
+
+def obs_ladders(
+    model: Model,
+    groups: Sequence[ChannelGroup],
+    depths: Mapping[str, Sequence[int]],
+    context: Context,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Ladder]:
+    """Return ladders by structured elimination on the consumers' covariance, group after group, tier after tier.
+
+    `depths[name]` says how many units of each tier of a group are to be eliminated.
+    """
+    made: list[Ladder] = []
+    done = 0
+    for wave in _waves(model, [g for g in groups if any(depths[g.name])]):
+        readers = {node.node.name: node for group in wave for node in _consumers(model, group)}
+        wide = frozenset(name for name, node in readers.items() if node.matrix().shape[2] > WIDEST)
+        moments = collect_moments(
+            model, list(readers.values()), context, shapes, "statistics", channelwise=wide
+        )
+        for group in wave:
+            made.extend(
+                _eliminate(
+                    group, [readers[c] for c in group.consumers if c in readers], moments, wide, depths
+                )
+            )
+            done += 1
+            context.progress("selecting channels", done, len(groups))
+    return made
+
+
+def _consumers(model: Model, group: ChannelGroup) -> list[LinearNode]:
+    nodes = {node.name: node for node in model.graph.nodes}
+    found = (linear_node(nodes[name]) for name in group.consumers)
+    return [node for node in found if node is not None]
+
+
+def _waves(model: Model, groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
+    """Return the groups in portions whose statistics fit into memory together."""
+    waves: list[list[ChannelGroup]] = [[]]
+    held = 0
+    for group in groups:
+        need = sum(min(n.matrix().shape[2], WIDEST) ** 2 * 8 * n.group for n in _consumers(model, group))
+        if waves[-1] and held + need > MOMENT_BYTES:
+            waves.append([])
+            held = 0
+        waves[-1].append(group)
+        held += need
+    return [wave for wave in waves if wave]
+
+
+def _eliminate(
+    group: ChannelGroup,
+    consumers: Sequence[LinearNode],
+    moments: Mapping[str, Moments],
+    wide: frozenset[str],
+    depths: Mapping[str, Sequence[int]],
+) -> list[Ladder]:
+    sets = tiers(group)
+    depth = depths[group.name]
+    tier_of = np.empty(group.units, np.int64)
+    for number, units in enumerate(sets):
+        tier_of[units] = number
+
+    def allowed(alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        removed = np.bincount(tier_of[~alive], minlength=len(sets))
+        may = group.free & (removed < np.asarray(depth))[tier_of]
+        for span in group.spans:
+            if alive[span].sum() == 1:
+                may[span] = False
+        return may
+
+    readers = [
+        r
+        for node in consumers
+        for r in _readers(group, node, moments[node.node.name], node.node.name in wide)
+    ]
+    order, costs = eliminate(readers, group.units, allowed)
+    ladders = []
+    for number, units in enumerate(sets):
+        steps = [(u, c) for u, c in zip(order, costs, strict=True) if tier_of[u] == number]
+        ladders.append(Ladder(group.name, len(units), tuple(u for u, _ in steps), tuple(c for _, c in steps)))
+    return ladders
+
+
+def _readers(group: ChannelGroup, node: LinearNode, moments: Moments, channelwise: bool) -> list[Reader]:
+    member = next(m for m in group.members if m.node == node.node.name and m.role == "consumes")
+    matrix, H = node.matrix(), moments.covariance()
+    taps = matrix.shape[2] // len(member.units)
+    if channelwise:
+        blocks = matrix.reshape(len(matrix), matrix.shape[1], -1, taps)
+        matrix = blocks.transpose(0, 1, 3, 2).reshape(len(matrix), matrix.shape[1] * taps, -1)
+        taps = 1
+    return [Reader(W, cov, np.repeat(member.units, taps)) for W, cov in zip(matrix, H, strict=True)]
