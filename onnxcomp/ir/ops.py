@@ -4,11 +4,17 @@ from __future__ import annotations
 
 __all__ = [
     "COUNTED",
+    "DATA_SIZED",
     "ELEMENTWISE",
     "LINEAR",
     "MIXES_AXIS",
+    "NONDETERMINISTIC",
     "POOLING",
+    "QUANTIZATION",
     "REDUCTIONS",
+    "RESHAPING",
+    "SCALE_OR_SHIFT",
+    "SINGLETON",
     "UNARY",
 ]
 
@@ -44,3 +50,31 @@ REDUCTIONS = frozenset(
 
 MIXES_AXIS = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "CumSum": None, "LpNormalization": -1}
 """Operators that mix elements along one axis only, with the default of their `axis` attribute."""
+
+NONDETERMINISTIC = frozenset(
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators whose result may differ from run to run (Dropout only in training, but it is never worth evaluating)."""
+
+QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+"""Operators that carry a quantization: their number and place is what a quantized model is."""
+
+DATA_SIZED = frozenset({"Compress", "NonZero", "Unique"})
+"""Operators whose output size depends on the elements, but is bounded by the size of input 0 (times its rank)."""
+
+SINGLETON = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
+"""Operators of any number of inputs that hand a single input through."""
+
+RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that keep the elements in order and only give them other axes."""
+
+SCALE_OR_SHIFT = frozenset({"Add", "Div", "Mul", "Sub"})
+"""Arithmetic that scales or shifts one input where the other is a constant."""

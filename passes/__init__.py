@@ -1,0 +1,13 @@
+"""The passes that come with onnxcomp, one file each."""
+
+from __future__ import annotations
+
+__all__ = ["BUILTIN"]
+
+BUILTIN: dict[str, str] = {
+    "fold-batchnorm": "onnxcomp.passes.fold_batchnorm:FoldBatchnorm",
+    "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
+    "prune-filters": "onnxcomp.passes.prune_filters:PruneFilters",
+    "remove-dead": "onnxcomp.passes.remove_dead:RemoveDead",
+}
+"""Where each built-in pass is defined, by name. Nothing is imported before it is asked for."""
