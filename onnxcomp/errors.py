@@ -31,9 +31,13 @@ __all__ = [
 
 
 class OnnxcompError(Exception):
-    """Base of every error that onnxcomp raises on purpose; `exit_code` is what the command line returns."""
+    """Base of every error that onnxcomp raises on purpose; `exit_code` is what the command line returns.
+
+    `result` is what `onnxcomp.optimize` had reached when a run ended without being done, None elsewhere.
+    """
 
     exit_code: ClassVar[int] = 70
+    result: object = None
 
 
 class UsageError(OnnxcompError):

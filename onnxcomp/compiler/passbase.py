@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -226,12 +227,12 @@ class Pass(ABC):
 
 def format_option(value: Any) -> str:
     """Return the text of an option's value, such that parsing it gives the value back."""
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(format_option(v) for v in value)
     text = repr(value) if isinstance(value, float) else str(value)
-    if isinstance(value, str) and (not text or any(c in text for c in ' {}=,"')):
+    if isinstance(value, str) and (text.lower() in ("", "none") or re.search(r'[\s{}=,"]', text)):
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
 

@@ -1,0 +1,174 @@
+"""What Python code calls: `optimize`, the same run that the command line starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from onnxcomp.compiler.driver import run
+from onnxcomp.compiler.nearest import hint
+from onnxcomp.compiler.passbase import Pass
+from onnxcomp.compiler.pipeline import Listener
+from onnxcomp.compiler.prepare import prepare
+from onnxcomp.compiler.report import Report
+from onnxcomp.compiler.request import Metric, Request
+from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.errors import UsageError
+from onnxcomp.ir.files import adopt, save
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.proto import to_proto
+from onnxcomp.presets import DEFAULT, preset
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from typing_extensions import Unpack
+
+    from onnxcomp.runtime.data import SampleSource
+    from onnxcomp.runtime.preprocess import Preprocess
+
+__all__ = ["Optimized", "Options", "optimize"]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The `model` that a run reached, its `report`, and the files `written`."""
+
+    model: Model
+    report: Report
+    written: tuple[Path, ...]
+
+    def to_proto(self) -> ModelProto:
+        """Return the model as a new ModelProto."""
+        return to_proto(self.model)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the model to `path`; an existing file is replaced only with `force`.
+
+        Raises:
+            UsageError: where `path` cannot be written.
+        """
+        save(self.model, Path(path), force=force)
+
+
+class Options(TypedDict, total=False):
+    """The options of `optimize`. Each means what the option of its name means on the command line.
+
+    `calibration` and `evaluation` take a dict of arrays, an iterable of feeds or a function that returns one, too;
+    `decision` is `--output NAME`, `reports` is `--report`, `custom_op_libs` is `--custom-op-lib`.
+    """
+
+    calibration: SampleSource | None
+    evaluation: SampleSource | None
+    preprocess: Preprocess | Literal["none"] | None
+    samples: int | None
+    metric: Metric | None
+    max_drop: float | None
+    min_sqnr: float | None
+    require_smaller: bool
+    exclude: Sequence[str]
+    set_shape: Mapping[str, Sequence[int | None]]
+    decision: str | None
+    opset: int | None
+    ir_version: int | None
+    reports: Sequence[str | os.PathLike[str]]
+    seed: int
+    threads: int
+    custom_op_libs: Sequence[str]
+    allow_code: bool
+    allow_links: bool
+    allow_noop: bool
+    strict: bool
+    force: bool
+
+
+def optimize(
+    model: str | os.PathLike[str] | Model | ModelProto,
+    passes: str | Pipeline | Sequence[Pass] | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    listener: Listener | None = None,
+    **options: Unpack[Options],
+) -> Optimized:
+    """Run passes over `model` and return the result; the given model is never edited.
+
+    `passes` is pipeline text, a Pipeline or passes; without any the preset `exact` runs. With `output` the result is
+    written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
+    `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `exclude`, `set_shape`, `decision`, `opset`, `ir_version`,
+    `reports`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`, `strict`, `force`; see
+    `Options`.
+
+    >>> import onnx.parser, onnxcomp
+    >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
+    ... net (float[N, 4] x) => (float[N, 4] y) { a = Identity(x)  y = Relu(a) }''')
+    >>> result = onnxcomp.optimize(net, "remove-dead")
+    >>> [node.op for node in result.model.graph.nodes], result.report.status
+    (['Relu'], 'done')
+
+    Raises:
+        UsageError, ModelError, DataError: the call, the model or the data is wrong.
+        BudgetError: a condition was not met; its `result` is the Optimized that was reached.
+        NothingChanged: `output` was given, nothing changed, and not `allow_noop`; `result` likewise.
+        VerificationError: the final model fails verification.
+        PassError: a pass failed unforeseen.
+    """
+    given, source = _model(model)
+    request = Request(
+        _pipeline(passes), source, Path(output) if output is not None else None, **_settings(options)
+    )
+    if output is None:
+        # Nothing is written, so a model that stays as it is is a result like any other.
+        request = replace(request, allow_noop=True)
+    outcome = run(prepare(request, given), listener)
+    result = Optimized(outcome.model, outcome.report, outcome.written)
+    if outcome.verdict is not None:
+        outcome.verdict.result = result
+        raise outcome.verdict
+    return result
+
+
+def _model(model: Any) -> tuple[Model | None, Path | None]:
+    """Return the model in memory, or the path where it is."""
+    if isinstance(model, Model):
+        return model, None
+    if isinstance(model, str | os.PathLike):
+        return None, Path(model)
+    if hasattr(model, "SerializeToString"):
+        return adopt(model), None
+    raise UsageError(f"a model is a path, a Model or a ModelProto, not {type(model).__name__}")
+
+
+def _settings(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return `options` as the fields of a Request, sequences as tuples and paths as Paths.
+
+    Raises:
+        UsageError: for an unknown option, with the nearest.
+    """
+    settings: dict[str, Any] = dict(options)
+    for name in settings:
+        if name not in Options.__annotations__:
+            raise UsageError(f"optimize has no option '{name}'{hint(name, Options.__annotations__)}")
+    for name in ("exclude", "custom_op_libs", "reports"):
+        if name in settings:
+            several = settings[name]
+            settings[name] = (several,) if isinstance(several, str | os.PathLike) else tuple(several)
+    settings["reports"] = tuple(Path(r) for r in settings.get("reports", ()))
+    settings["set_shape"] = {n: tuple(s) for n, s in (settings.get("set_shape") or {}).items()}
+    return settings
+
+
+def _pipeline(passes: str | Pipeline | Sequence[Pass] | None) -> Pipeline:
+    if isinstance(passes, Pipeline):
+        return passes
+    if passes is None:
+        return Pipeline.parse(preset(DEFAULT).pipeline)
+    if isinstance(passes, str):
+        return Pipeline.parse(passes)
+    steps = tuple(passes)
+    for step in steps:
+        if not isinstance(step, Pass):
+            raise UsageError(f"a pipeline is text or passes, not {type(step).__name__}")
+        step.check()
+    return Pipeline(steps)

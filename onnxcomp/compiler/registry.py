@@ -1,0 +1,129 @@
+"""Which passes there are: ours by a table of strings, those of installed packages by entry point.
+
+A pass is imported when its name is resolved and not before, so that the command line starts fast and a broken plug-in
+stops nobody else. Third parties declare, in their pyproject.toml,
+
+    [project.entry-points."onnxcomp.passes"]
+    my-pass = "package.module:MyPass"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from onnxcomp.compiler.nearest import hint
+from onnxcomp.compiler.passbase import Pass
+from onnxcomp.compiler.spec import STAGES, supported
+from onnxcomp.errors import UsageError
+
+__all__ = ["GROUP", "Entry", "Registry"]
+
+GROUP = "onnxcomp.passes"
+"""The entry-point group in which other packages offer passes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pass on offer: its `name`, where it is (`module:Class`) and which package (`owner`) brings it."""
+
+    name: str
+    target: str
+    owner: str
+
+    def load(self) -> type[Pass]:
+        """Return the class, importing its module.
+
+        Raises:
+            UsageError: where the plug-in is broken; the message names the package and the reason.
+        """
+        try:
+            kind = _imported(self.target)
+            reason = _flaw(self.name, kind)
+        except (Exception, SystemExit) as problem:  # noqa: BLE001 - a plug-in may fail in any way on import
+            reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        if not reason:
+            return typing.cast("type[Pass]", kind)
+        raise UsageError(
+            f"pass '{self.name}' of {self.owner} is broken: {reason}; update or uninstall the package"
+        )
+
+
+class Registry:
+    """All passes by name; two of one name are both refused, with the names of their owners."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries: dict[str, list[Entry]] = {}
+        for entry in entries:
+            known = self._entries.setdefault(entry.name, [])
+            if entry not in known:
+                known.append(entry)
+
+    @classmethod
+    def installed(cls) -> Registry:
+        """Return our own passes and those of installed packages; imports none of them."""
+        builtin: dict[str, str] = importlib.import_module("onnxcomp.passes").BUILTIN
+        ours = [Entry(name, target, "onnxcomp") for name, target in builtin.items()]
+        theirs = [Entry(e.name, e.value, _owner(e)) for e in entry_points(group=GROUP)]
+        return cls([*ours, *sorted(theirs, key=lambda e: (e.name, e.owner))])
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all passes, ours first."""
+        return tuple(self._entries)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every entry, those with a name twice included."""
+        return tuple(e for entries in self._entries.values() for e in entries)
+
+    def resolve(self, name: str) -> type[Pass]:
+        """Return the class of pass `name`, importing its module.
+
+        Raises:
+            UsageError: for an unknown name (with the nearest), a name of two owners, a broken plug-in.
+        """
+        entries = self._entries.get(name, [])
+        if not entries:
+            raise UsageError(f"unknown pass '{name}'{hint(name, self._entries)}")
+        if len(entries) > 1:
+            owners = " and ".join(e.owner for e in entries)
+            raise UsageError(f"pass '{name}' is offered by {owners}; uninstall one of them")
+        return entries[0].load()
+
+
+def _owner(point: EntryPoint) -> str:
+    if point.dist is None:
+        return point.value.partition(":")[0]
+    return f"{point.dist.name} {point.dist.version}"
+
+
+def _imported(target: str) -> object:
+    module, _, attribute = target.partition(":")
+    found: object = importlib.import_module(module.strip())
+    for part in attribute.strip().split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _flaw(name: str, kind: object) -> str:
+    """Return what makes `kind` no pass called `name`, or "" where nothing does."""
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        return "it is not a subclass of onnxcomp.Pass"
+    if inspect.isabstract(kind):
+        return "it has no run method"
+    if "__dataclass_params__" not in vars(kind) or not vars(kind)["__dataclass_params__"].frozen:
+        return "it is not a @dataclass(frozen=True)"
+    if getattr(kind, "name", None) != name:
+        return f"its class calls itself {getattr(kind, 'name', None)!r}"
+    if kind.stage not in ("cleanup", *STAGES):
+        return f"its stage {kind.stage!r} is none of cleanup, {', '.join(STAGES)}"
+    for option in kind.options():
+        if not supported(option.annotation):
+            return f"its option '{option.name}' has a type that no option can have"
+        if option.default is dataclasses.MISSING:
+            return f"its option '{option.name}' has no default"
+    return ""

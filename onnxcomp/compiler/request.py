@@ -1,0 +1,173 @@
+"""What is asked of a run, and what can be refused before anything heavy is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from onnxcomp.compiler.excludes import check_pattern
+from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.errors import UsageError
+from onnxcomp.ir.atomic import check_output
+from onnxcomp.runtime.data import SampleSource
+from onnxcomp.runtime.preprocess import Preprocess
+
+__all__ = ["Metric", "Request", "preflight"]
+
+Metric: TypeAlias = Literal["top1", "agreement", "mse", "sqnr"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of a pipeline over one model.
+
+    Attributes:
+        pipeline: the passes.
+        source: the model's file; None where the model is handed over in memory.
+        output: the file to write; None to write nothing.
+        calibration: samples for the passes; the text `none` asks for their data-free mode, None gives nothing.
+        evaluation: samples, with labels or without, that judge the result.
+        preprocess: wins over what the data says of itself; `none` feeds it as it is.
+        samples: use only the first so many calibration samples.
+        metric: what the result is judged by; by default top1 with labels, else agreement, else sqnr.
+        max_drop: percentage points of top1 or agreement that may be lost.
+        min_sqnr: decibels that the worst output must reach.
+        require_smaller: whether the output file must be smaller than the input file.
+        exclude: patterns of nodes to leave alone, see `excludes.py`.
+        set_shape: sizes by input name, None for an axis that stays as it is; they are written into the file.
+        opset, ir_version: versions that the output file shall have; None keeps those of the input.
+        decision: the output on which classes are chosen; found by its shape if None.
+        reports: JSON files to write.
+        seed: every random choice derives from it.
+        threads: of onnxruntime, 0 for all cores.
+        custom_op_libs: shared libraries with operators of the model.
+        allow_code, allow_links: trust `module:function` data, and external data behind links.
+        allow_noop: write a copy where nothing changed.
+        strict: stop at the first pass that fails verification.
+        force: replace existing outputs.
+    """
+
+    pipeline: Pipeline
+    source: Path | None = None
+    output: Path | None = None
+    calibration: SampleSource | None = None
+    evaluation: SampleSource | None = None
+    preprocess: Preprocess | Literal["none"] | None = None
+    samples: int | None = None
+    metric: Metric | None = None
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    require_smaller: bool = False
+    exclude: tuple[str, ...] = ()
+    set_shape: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    opset: int | None = None
+    ir_version: int | None = None
+    decision: str | None = None
+    reports: tuple[Path, ...] = ()
+    seed: int = 0
+    threads: int = 0
+    custom_op_libs: tuple[str, ...] = ()
+    allow_code: bool = False
+    allow_links: bool = False
+    allow_noop: bool = False
+    strict: bool = False
+    force: bool = False
+
+    @property
+    def data_free(self) -> bool:
+        """Whether the data-free mode of the passes was asked for."""
+        return isinstance(self.calibration, str) and self.calibration == "none"
+
+    @property
+    def best_effort(self) -> Path | None:
+        """Where the model goes if a condition is not met."""
+        return self.output.with_suffix(".best.onnx") if self.output else None
+
+    @property
+    def judged(self) -> bool:
+        """Whether a bound on the distance to the original was asked for."""
+        return self.max_drop is not None or self.min_sqnr is not None
+
+
+def preflight(request: Request) -> None:
+    """Refuse what can be refused without reading the model or the data.
+
+    Raises:
+        UsageError: for files that are missing or in the way, needs that are not met, options that contradict.
+    """
+    _check_numbers(request)
+    for pattern in request.exclude:
+        check_pattern(pattern)
+    if request.source is not None and not request.source.is_file():
+        kind = "a folder" if request.source.is_dir() else "missing"
+        raise UsageError(f"the model {request.source} is {kind}; give the path of an .onnx file")
+    for library in request.custom_op_libs:
+        if not Path(library).is_file():
+            raise UsageError(f"--custom-op-lib {library} does not exist")
+    _check_needs(request)
+    _check_judging(request)
+    _check_outputs(request)
+
+
+def _check_numbers(request: Request) -> None:
+    if request.max_drop is not None and not 0 <= request.max_drop <= 100:
+        raise UsageError(f"--max-drop {request.max_drop:g} is not between 0 and 100 percentage points")
+    if request.min_sqnr is not None and request.min_sqnr != request.min_sqnr:
+        raise UsageError("--min-sqnr is not a number; give decibels, such as 20")
+    for name, value, least in (("seed", request.seed, 0), ("threads", request.threads, 0)):
+        if value < least:
+            raise UsageError(f"--{name} {value}: give {least} or more")
+    if request.samples is not None and request.samples < 1:
+        raise UsageError(f"--samples {request.samples}: give 1 or more")
+    if request.samples is not None and (request.calibration is None or request.data_free):
+        raise UsageError("--samples limits calibration data; give --calibration too")
+
+
+def _check_needs(request: Request) -> None:
+    """Every pass gets what it needs, or the run does not start."""
+    for step in request.pipeline.passes:
+        if "calibration" not in step.needs():
+            continue
+        if request.data_free:
+            raise UsageError(
+                f"{step.name} has no data-free mode for these options; "
+                "give --calibration samples, or --calibration random for noise"
+            )
+        if request.calibration is None:
+            raise UsageError(
+                f"{step.name} needs samples; give --calibration with an .npz, a folder of images, or random for noise"
+            )
+
+
+def _check_judging(request: Request) -> None:
+    if request.metric == "top1" and request.evaluation is None:
+        raise UsageError("--metric top1 needs --evaluation with labels")
+    if request.max_drop is not None and request.metric in ("mse", "sqnr"):
+        raise UsageError(
+            f"--max-drop counts percentage points of top1 or agreement, not {request.metric}; use --min-sqnr"
+        )
+    if request.judged and request.evaluation is None and (request.calibration is None or request.data_free):
+        bound = "max-drop" if request.max_drop is not None else "min-sqnr"
+        raise UsageError(
+            f"--{bound} needs samples to judge on; give --evaluation, or --calibration to hold some back"
+        )
+    if request.require_smaller and request.source is None:
+        raise UsageError("a smaller file can be required only of a model that is read from a file")
+
+
+def _check_outputs(request: Request) -> None:
+    targets = [("output", request.output), *(("report", r) for r in request.reports)]
+    if request.output is not None and (request.judged or request.require_smaller):
+        targets.append(("best effort", request.best_effort))
+    seen: set[Path] = set()
+    for role, path in targets:
+        if path is None:
+            continue
+        if role == "report" and path.suffix != ".json":
+            raise UsageError(f"--report {path}: reports are written as JSON; end the name in .json")
+        if path.resolve() in seen:
+            raise UsageError(f"{path} is given for two outputs; choose different names")
+        seen.add(path.resolve())
+        check_output(path, force=request.force, sources=(request.source,) if request.source else ())

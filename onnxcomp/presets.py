@@ -1,0 +1,45 @@
+"""Pipelines that have a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcomp.compiler.nearest import hint
+from onnxcomp.errors import UsageError
+
+__all__ = ["DEFAULT", "PRESETS", "Preset", "preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pipeline text under a name, with one line on what it is for."""
+
+    name: str
+    pipeline: str
+    summary: str
+
+
+DEFAULT = "exact"
+"""What runs where neither passes nor a preset are asked for."""
+
+PRESETS = {
+    p.name: p
+    for p in (
+        Preset(
+            "exact",
+            "fold-constants,fold-batchnorm,remove-dead",
+            "simplify without changing what the network computes; needs no data",
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """Return the preset called `name`.
+
+    Raises:
+        UsageError: for an unknown name, with the nearest.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset '{name}'{hint(name, PRESETS)}")
+    return PRESETS[name]
