@@ -7,7 +7,7 @@ only through the methods of :class:`Graph`, which keep producers, consumers, gra
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.errors import ModelError
 
-__all__ = ["Array", "Constant", "Graph", "Node", "Value", "Variable", "is_default_domain"]
+__all__ = ["Array", "Constant", "Graph", "Node", "Value", "Variable", "frozen", "is_default_domain"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -52,8 +52,9 @@ class Constant(gs.Constant):
     __hash__ = object.__hash__
 
     def __init__(self, name: str, values: Array, doc_string: str = "") -> None:
-        super().__init__(name, _frozen(values))
+        super().__init__(name, frozen(values))
         self.doc_string = doc_string
+        self.metadata: dict[str, str] = {}
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -69,14 +70,15 @@ class Constant(gs.Constant):
 Value: TypeAlias = Variable | Constant
 
 
-def _frozen(values: Array) -> Array:
+def frozen(values: Array) -> Array:
+    """Return a read-only view of `values`: arrays are shared between clones."""
     view = np.asarray(values).view()
     view.flags.writeable = False
     return view
 
 
 class Node(gs.Node):
-    """One operator call. `captures` names the outer values that its subgraphs read."""
+    """One operator call. `captures` names the outer values that its subgraphs read, `scoped` those they define."""
 
     __hash__ = object.__hash__
 
@@ -91,6 +93,7 @@ class Node(gs.Node):
     ) -> None:
         super().__init__(op, name, dict(attrs or {}), list(inputs), list(outputs), domain)
         self.captures: tuple[str, ...] = ()
+        self.scoped: frozenset[str] = frozenset()
         self.doc_string = ""
         self.metadata: dict[str, str] = {}
         self.overload = ""
@@ -173,8 +176,11 @@ class Graph(gs.Graph):
         return node
 
     def fresh_name(self, base: str, taken: Collection[str] | None = None) -> str:
-        """Return `base`, or `base_2`, `base_3`, ..., whichever no value and no node bears yet."""
-        used = taken if taken is not None else self.values().keys() | {n.name for n in self.nodes}
+        """Return `base`, or `base_2`, `base_3`, ..., whichever no value and no node bears yet, in any scope."""
+        used = taken
+        if used is None:
+            used = self.values().keys() | {n.name for n in self.nodes}
+            used |= {name for n in self.nodes for name in n.scoped}
         name, count = base, 1
         while name in used:
             count += 1
@@ -211,7 +217,9 @@ class Graph(gs.Graph):
         else:
             base = old.name if old is not None else f"{node.name or node.output.name}.{index}"
             name = self.fresh_name(f"{base}__{suffix}")
-        constant = Constant(name, values, getattr(old, "doc_string", ""))
+        constant = Constant(name, values)
+        if isinstance(old, Constant):
+            constant.doc_string, constant.metadata = old.doc_string, dict(old.metadata)
         self.constants[name] = constant
         self.set_input(node, index, constant)
         return constant
@@ -223,13 +231,18 @@ class Graph(gs.Graph):
     def remove_nodes(self, nodes: Iterable[Node]) -> None:
         """Detach and remove `nodes`. Their outputs must have no readers left; constants stay registered.
 
+        Nothing is edited when an error is raised.
+
         Raises:
-            ValueError: if an output of a removed node is still read by a node that stays, or is a graph output.
+            ValueError: if an output of a removed node is a graph output, or still read by a node that stays or by one
+                of its subgraphs.
         """
         doomed = set(nodes)
+        captured = {name for node in self.nodes if node not in doomed for name in node.captures}
         for node in doomed:
             for value in node.outputs:
-                if any(reader not in doomed for reader in value.outputs) or self.is_output(value):
+                read = any(reader not in doomed for reader in value.outputs) or value.name in captured
+                if read or self.is_output(value):
                     raise ValueError(f"{value.name} is still in use")
         for node in doomed:
             node.inputs.clear()
@@ -240,23 +253,28 @@ class Graph(gs.Graph):
         """Make every reader of `old` read `new`; return whether that was possible.
 
         Where `old` is a graph output or captured by a subgraph, its name must survive: then `new` takes the name
-        over, which is possible only if `new` is computed by a node and is not itself an output, input or captured.
-        Nothing is edited when False is returned.
+        over, which is possible only if `new` is computed by a node and is not itself an output, input or captured, and
+        if `old` is not a graph input, which needs its name. Nothing is edited when False is returned.
         """
         captured = self.captured()
         if self.is_output(old) or old.name in captured:
-            if not isinstance(new, Variable) or new.producer is None:
+            if not isinstance(new, Variable) or new.producer is None or any(v is old for v in self.inputs):
                 return False
-            if self.is_output(new) or new.name in captured or new.name == old.name:
+            if self.is_output(new) or new.name in captured or new is old:
                 return False
-            name, old.name = old.name, f"{old.name}__replaced"
-            new.name = name
-            if isinstance(old, Variable):
-                new.dtype, new.shape, new.type = old.dtype, old.shape, old.type
+            self._hand_over_name(old, new)
             self.outputs[:] = [new if v is old else v for v in self.outputs]
         for node, index in list(self.uses(old)):
             node.inputs[index] = new
         return True
+
+    def _hand_over_name(self, old: Value, new: Variable) -> None:
+        name, spare = old.name, self.fresh_name(f"{old.name}__replaced")
+        if isinstance(old, Variable):
+            new.dtype, new.shape, new.type = old.dtype, old.shape, old.type
+        elif self.constants.pop(name, None) is not None:
+            self.constants[spare] = old
+        old.name, new.name = spare, name
 
     def sort(self) -> bool:
         """Bring `nodes` into topological order, keeping the given order where it is one; return whether it changed.
@@ -265,31 +283,42 @@ class Graph(gs.Graph):
             ModelError: if the graph has a cycle; two of its nodes are named.
         """
         makers = {v.name: n for n in self.nodes for v in n.outputs if v.name}
-        waiting: dict[Node, int] = {}
-        readers: dict[Node, list[Node]] = {n: [] for n in self.nodes}
-        for node in self.nodes:
-            needs = {makers[r] for r in [v.name for v in node.inputs] + list(node.captures) if r in makers}
-            waiting[node] = len(needs)
-            for maker in needs:
-                readers[maker].append(node)
-        if _ordered(self.nodes, readers):
+        place = {node: i for i, node in enumerate(self.nodes)}
+        needs = {n: {makers[r] for r in _reads(n) if r in makers} for n in self.nodes}
+        if all(place[maker] < place[node] for node, found in needs.items() for maker in found):
             return False
+        readers: dict[Node, list[Node]] = {n: [] for n in self.nodes}
+        for node, found in needs.items():
+            for maker in found:
+                readers[maker].append(node)
+        waiting = {node: len(found) for node, found in needs.items()}
+        ready = [place[n] for n in self.nodes if not waiting[n]]
         order: list[Node] = []
-        ready = deque(n for n in self.nodes if not waiting[n])
         while ready:
-            node = ready.popleft()
+            # The earliest of the nodes that can run: nodes that already stood right keep their order.
+            node = self.nodes[heapq.heappop(ready)]
             order.append(node)
             for reader in readers[node]:
                 waiting[reader] -= 1
                 if not waiting[reader]:
-                    ready.append(reader)
+                    heapq.heappush(ready, place[reader])
         if len(order) != len(self.nodes):
-            stuck = [n.name or n.output.name for n in self.nodes if waiting[n]][:2]
-            raise ModelError(f"the graph has a cycle through {' and '.join(map(repr, stuck))}")
+            names = " and ".join(repr(n.name or n.op) for n in _cycle(needs, set(order))[:2])
+            raise ModelError(f"the graph has a cycle through {names}")
         self.nodes[:] = order
         return True
 
 
-def _ordered(nodes: Sequence[Node], readers: dict[Node, list[Node]]) -> bool:
-    place = {node: i for i, node in enumerate(nodes)}
-    return all(place[reader] > place[node] for node, later in readers.items() for reader in later)
+def _reads(node: Node) -> list[str]:
+    return [*(v.name for v in node.inputs), *node.captures]
+
+
+def _cycle(needs: dict[Node, set[Node]], done: set[Node]) -> list[Node]:
+    """Return the nodes of one cycle among those not `done`, each of which waits for another one."""
+    path: dict[Node, None] = {}
+    node = next(n for n in needs if n not in done)
+    while node not in path:
+        path[node] = None
+        node = next(n for n in needs if n in needs[node] and n not in done)
+    members = list(path)
+    return members[members.index(node) :]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from onnxcomp.ir.graph import Constant, Graph, Node, Value, Variable
@@ -25,6 +25,7 @@ class Model:
         declared: declared types of values that shape inference cannot find out (outputs of custom operators).
         graph_extras: fields of GraphProto with no place in the graph (quantization annotations, metadata).
         notes: what loading had to mend, one sentence each.
+        sources: the files the model was read from, which are never written to.
         aliases: names of nodes in the loaded file -> names now; an absent key means unchanged, "" means removed.
     """
 
@@ -43,6 +44,7 @@ class Model:
     graph_extras: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
 
     @property
     def opset(self) -> int:
@@ -82,7 +84,8 @@ def _clone_graph(graph: Graph) -> Graph:
     def twin(value: Value) -> Value:
         if value not in made:
             if isinstance(value, Constant):
-                made[value] = Constant(value.name, value.values, value.doc_string)
+                made[value] = constant = Constant(value.name, value.values, value.doc_string)
+                constant.metadata = dict(value.metadata)
             else:
                 made[value] = Variable(value.name, value.dtype, value.shape, value.type)
         return made[value]
@@ -99,8 +102,9 @@ def _clone_graph(graph: Graph) -> Graph:
 def _clone_node(node: Node, twin: Any) -> Node:
     inputs = [twin(v) if v.name else Variable("") for v in node.inputs]
     outputs = [twin(v) if v.name else Variable("") for v in node.outputs]
-    new = Node(node.op, node.name, copy.copy(node.attrs), inputs, outputs, node.domain)
-    new.captures = node.captures
+    attrs = {name: list(value) if isinstance(value, list) else value for name, value in node.attrs.items()}
+    new = Node(node.op, node.name, attrs, inputs, outputs, node.domain)
+    new.captures, new.scoped = node.captures, node.scoped
     new.doc_string = node.doc_string
     new.metadata = dict(node.metadata)
     new.overload = node.overload

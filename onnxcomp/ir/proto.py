@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxcomp.errors import ModelError
-from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, is_default_domain
+from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, frozen, is_default_domain
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.scopes import captures, scoped
+from onnxcomp.ir.tensors import TensorReader, numpy_dtype, read_sparse, write_tensor
+from onnxcomp.ir.tensors import read_tensor as read_inline
 
-__all__ = ["SKELETON_LIMIT", "from_proto", "numpy_dtype", "to_proto"]
+__all__ = [
+    "SKELETON_LIMIT",
+    "TensorWriter",
+    "from_proto",
+    "numpy_dtype",
+    "stored",
+    "to_proto",
+    "write_node",
+    "write_tensor",
+]
 
-TensorReader = Callable[[TensorProto], Array]
+TensorWriter: TypeAlias = Callable[[Constant], TensorProto]
 
 SKELETON_LIMIT = 1024
 """Constants with more elements than this become typed inputs in a skeleton: shape arithmetic never needs them."""
+
+_SIZES = (np.dtype(np.int32), np.dtype(np.int64))
+"""What shape arithmetic computes with."""
 
 _LISTS = {
     AttributeProto.FLOATS: "floats",
@@ -35,22 +50,29 @@ def from_proto(proto: ModelProto, read_tensor: TensorReader | None = None) -> Mo
     TensorProto into an array (external data); by default only data inside the proto is accepted.
 
     Raises:
-        ModelError: for cycles, undefined inputs, duplicate value names and graphs without outputs, by name.
+        ModelError: for cycles, undefined inputs, duplicate value names, nodes and graphs without outputs, and
+            malformed tensors, by name.
     """
-    read = read_tensor or _read_inline
+    read = read_tensor or read_inline
     model = Model(
         graph=Graph(proto.graph.name, proto.graph.doc_string, 1),
         ir_version=proto.ir_version,
-        opset_imports={_domain(o.domain): o.version for o in proto.opset_import},
+        opset_imports=_opset_imports(proto),
         producer_name=proto.producer_name,
         producer_version=proto.producer_version,
         domain=proto.domain,
         model_version=proto.model_version,
         doc_string=proto.doc_string,
         metadata={p.key: p.value for p in proto.metadata_props},
-        functions=tuple(proto.functions),
+        functions=tuple(_copy(f) for f in proto.functions),
     )
     model.graph.opset = model.opset
+    if proto.training_info:
+        model.notes.append("the training information of the file is not carried over")
+    if proto.configuration or any(n.device_configurations for n in proto.graph.node):
+        model.notes.append(
+            "the device configurations of the file are not carried over: passes change what they split"
+        )
     _read_graph(model, proto.graph, read)
     if model.graph.sort():
         model.notes.append("the nodes were not in topological order; they have been sorted")
@@ -61,42 +83,41 @@ def _domain(domain: str) -> str:
     return "" if is_default_domain(domain) else domain
 
 
-def _read_inline(tensor: TensorProto) -> Array:
-    if tensor.data_location == TensorProto.EXTERNAL:
-        raise ModelError(
-            f"tensor {tensor.name!r} keeps its data in another file; load the model from its path"
-        )
-    if tensor.data_type == TensorProto.STRING:
-        return np.array(list(tensor.string_data), dtype=object).reshape(tuple(tensor.dims))
-    try:
-        return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, KeyError) as problem:
-        raise ModelError(f"tensor {tensor.name!r} is malformed: {problem}") from problem
+def _opset_imports(proto: ModelProto) -> dict[str, int]:
+    versions: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = _domain(entry.domain)
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise ModelError(
+                f"the model imports domain {domain or 'ai.onnx'!r} in the versions {versions[domain]} "
+                f"and {entry.version}; only one can be meant"
+            )
+    return versions
 
 
 def _read_graph(model: Model, proto: GraphProto, read: TensorReader) -> None:
     graph = model.graph
     values: dict[str, Value] = {}
     _read_constants(model, proto, read, values)
+    overridable: list[str] = []
     for info in proto.input:
         if info.name in graph.constants:
-            model.notes.append(f"input {info.name!r} has a stored value and is treated as a weight")
-            model.ir_version = max(model.ir_version, 4)
+            overridable.append(info.name)
             continue
-        if info.name in values:
-            raise ModelError(
-                f"the value name {info.name!r} is used twice; every value needs a name of its own"
-            )
+        _check_new(info.name, values)
+        if not info.name:
+            raise ModelError("a graph input has no name")
         values[info.name] = variable = _variable(info)
         graph.inputs.append(variable)
         model.io_protos[info.name] = _copy(info)
+    if overridable:
+        which = repr(overridable[0]) + (f" and {len(overridable) - 1} more" if len(overridable) > 1 else "")
+        model.notes.append(f"inputs with a stored value are treated as weights: {which}")
+        model.ir_version = max(model.ir_version, 4)
     nodes = [_read_node(n, read) for n in _lift_constants(model, proto.node, read, values)]
     for node, source in nodes:
         for name in source.output:
-            if name and name in values:
-                raise ModelError(
-                    f"the value name {name!r} is used twice; every value needs a name of its own"
-                )
+            _check_new(name, values)
             made = Variable(name)
             if name:
                 values[name] = made
@@ -109,42 +130,33 @@ def _read_graph(model: Model, proto: GraphProto, read: TensorReader) -> None:
                 )
             node.inputs.append(values[name] if name else Variable(""))
         for name in node.captures:
-            if name not in values:
+            if name not in values and name not in node.scoped:
                 raise ModelError(f"a subgraph of {source.name!r} reads {name!r}, which nothing defines")
+        node.captures = tuple(name for name in node.captures if name in values)
         graph.nodes.append(node)
     _read_outputs(model, proto, values)
     _name_nodes(model)
+
+
+def _check_new(name: str, values: dict[str, Value]) -> None:
+    if name and name in values:
+        raise ModelError(f"the value name {name!r} is used twice; every value needs a name of its own")
 
 
 def _read_constants(model: Model, proto: GraphProto, read: TensorReader, values: dict[str, Value]) -> None:
     for tensor in proto.initializer:
         if not tensor.name:
             raise ModelError("an initializer has no name")
-        if tensor.name in values:
-            raise ModelError(
-                f"the value name {tensor.name!r} is used twice; every value needs a name of its own"
-            )
+        _check_new(tensor.name, values)
         constant = Constant(tensor.name, read(tensor), tensor.doc_string)
+        constant.metadata = {p.key: p.value for p in tensor.metadata_props}
         values[tensor.name] = model.graph.constants[tensor.name] = constant
     for sparse in proto.sparse_initializer:
         name = sparse.values.name
         if not name or name in values:
             raise ModelError(f"the value name {name!r} of a sparse initializer is empty or used twice")
-        values[name] = model.graph.constants[name] = Constant(name, _dense(sparse, read))
+        values[name] = model.graph.constants[name] = Constant(name, read_sparse(sparse, read))
         model.notes.append(f"the sparse initializer {name!r} is stored dense")
-
-
-def _dense(sparse: Any, read: TensorReader) -> Array:
-    """Return the dense array of a SparseTensorProto (indices linear `[nnz]` or coordinates `[nnz, ndim]`)."""
-    values, indices = read(sparse.values), read(sparse.indices).astype(np.int64)
-    shape = tuple(sparse.dims)
-    dense = np.zeros(shape, values.dtype)
-    try:
-        linear = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
-        dense.reshape(-1)[linear] = values
-    except (ValueError, IndexError) as problem:
-        raise ModelError(f"sparse initializer {sparse.values.name!r} is malformed: {problem}") from problem
-    return dense
 
 
 def _lift_constants(
@@ -163,9 +175,9 @@ def _lift_constants(
             rest.append(node)
             continue
         name = node.output[0]
-        if name in values:
-            raise ModelError(f"the value name {name!r} is used twice; every value needs a name of its own")
-        values[name] = model.graph.constants[name] = Constant(name, array)
+        _check_new(name, values)
+        values[name] = model.graph.constants[name] = constant = Constant(name, array, node.doc_string)
+        constant.metadata = {p.key: p.value for p in node.metadata_props}
         if node.name:
             model.aliases[node.name] = ""
         lifted += 1
@@ -196,9 +208,17 @@ def _constant_value(node: NodeProto, read: TensorReader) -> Array | None:
 
 
 def _read_node(proto: NodeProto, read: TensorReader) -> tuple[Node, NodeProto]:
+    label = proto.name or proto.op_type
+    if not proto.op_type:
+        raise ModelError(f"node {label!r} names no operator")
+    if not any(proto.output):
+        raise ModelError(f"node {label!r} has no outputs; it computes nothing")
     attrs = {a.name: _read_attribute(a, read) for a in proto.attribute}
+    if len(attrs) != len(proto.attribute):
+        raise ModelError(f"node {label!r} has two attributes of one name")
     node = Node(proto.op_type, proto.name, attrs, domain=_domain(proto.domain) or None)
-    node.captures = tuple(dict.fromkeys(_captures(proto)))
+    node.captures = tuple(dict.fromkeys(captures(proto)))
+    node.scoped = frozenset(scoped(proto))
     node.doc_string = proto.doc_string
     node.metadata = {p.key: p.value for p in proto.metadata_props}
     node.overload = proto.overload
@@ -221,19 +241,8 @@ def _read_attribute(attribute: AttributeProto, read: TensorReader) -> Any:
                 except UnicodeDecodeError:
                     return _copy(attribute)
             case AttributeProto.TENSOR if attribute.t.data_type != TensorProto.STRING:
-                return read(attribute.t)
+                return frozen(read(attribute.t))
     return _copy(attribute)
-
-
-def _captures(node: NodeProto) -> Iterable[str]:
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            inner |= {s.values.name for s in graph.sparse_initializer}
-            for child in graph.node:
-                yield from (n for n in [*child.input, *_captures(child)] if n and n not in inner)
-                inner.update(child.output)
-            yield from (o.name for o in graph.output if o.name not in inner)
 
 
 def _read_outputs(model: Model, proto: GraphProto, values: dict[str, Value]) -> None:
@@ -253,8 +262,8 @@ def _read_outputs(model: Model, proto: GraphProto, values: dict[str, Value]) -> 
         if maker is not None and not maker.standard:
             model.declared[info.name] = _copy(info)
     model.graph_extras = {
-        "quantization_annotation": list(proto.quantization_annotation),
-        "metadata_props": list(proto.metadata_props),
+        "quantization_annotation": [_copy(a) for a in proto.quantization_annotation],
+        "metadata_props": [_copy(p) for p in proto.metadata_props],
     }
 
 
@@ -289,16 +298,6 @@ def _dim(dim: Any) -> int | str | None:
     return str(dim.dim_param) if dim.HasField("dim_param") and dim.dim_param else None
 
 
-def numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
-    """Return the numpy dtype of an ONNX element type, None for one that does not exist."""
-    if elem_type == TensorProto.STRING:
-        return np.dtype(object)
-    try:
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
-    except KeyError:
-        return None
-
-
 def _copy(message: Any) -> Any:
     twin = type(message)()
     twin.CopyFrom(message)
@@ -311,12 +310,14 @@ def to_proto(
     *,
     skeleton: bool = False,
     input_shapes: dict[str, tuple[int, ...]] | None = None,
+    write: TensorWriter | None = None,
 ) -> ModelProto:
     """Return a new ModelProto of `model`.
 
-    With `skeleton`, floating-point constants of more than `SKELETON_LIMIT` elements are left out and declared as graph
+    With `skeleton`, constants of more than `SKELETON_LIMIT` elements (int32, int64 excepted) are left out and declared as graph
     inputs instead, which is all that shape inference needs. `input_shapes` fixes the shapes of graph inputs and drops
-    declared output shapes that could contradict them.
+    declared output shapes that could contradict them. `write` makes the TensorProto of a constant
+    (name, type and data; external data is made that way).
     """
     proto = ModelProto(
         ir_version=model.ir_version,
@@ -329,11 +330,18 @@ def to_proto(
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
     onnx.helper.set_model_props(proto, model.metadata)
     proto.functions.extend(model.functions)
-    _write_graph(model, proto.graph, skeleton, input_shapes or {})
+    _write_graph(model, proto.graph, input_shapes or {})
+    for constant in stored(model.graph):
+        if skeleton and constant.values.size > SKELETON_LIMIT and constant.values.dtype not in _SIZES:
+            elem = onnx.helper.np_dtype_to_tensor_dtype(constant.values.dtype)
+            info = onnx.helper.make_tensor_value_info(constant.name, elem, constant.values.shape)
+            proto.graph.input.append(info)
+        else:
+            proto.graph.initializer.append(_write_constant(constant, write))
     return proto
 
 
-def _write_graph(model: Model, out: GraphProto, skeleton: bool, shapes: dict[str, tuple[int, ...]]) -> None:
+def _write_graph(model: Model, out: GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
     graph = model.graph
     out.name = graph.name or "graph"
     out.doc_string = graph.doc_string
@@ -348,12 +356,14 @@ def _write_graph(model: Model, out: GraphProto, skeleton: bool, shapes: dict[str
     out.value_info.extend(info for name, info in model.declared.items() if name in kept)
     for extra, messages in model.graph_extras.items():
         getattr(out, extra).extend(messages)
-    for constant in stored(graph):
-        if skeleton and constant.values.size > SKELETON_LIMIT and constant.values.dtype.kind == "f":
-            elem = onnx.helper.np_dtype_to_tensor_dtype(constant.values.dtype)
-            out.input.append(onnx.helper.make_tensor_value_info(constant.name, elem, constant.values.shape))
-        else:
-            out.initializer.append(write_tensor(constant.values, constant.name, constant.doc_string))
+
+
+def _write_constant(constant: Constant, write: TensorWriter | None) -> TensorProto:
+    tensor = write(constant) if write is not None else write_tensor(constant.values, constant.name)
+    tensor.doc_string = constant.doc_string
+    for key, value in constant.metadata.items():
+        tensor.metadata_props.add(key=key, value=value)
+    return tensor
 
 
 def stored(graph: Graph) -> list[Constant]:
@@ -382,18 +392,6 @@ def _write_info(model: Model, value: Value, shapes: dict[str, tuple[int, ...]]) 
         if not shapes[value.name]:
             tensor.shape.SetInParent()
     return info
-
-
-def write_tensor(values: Array, name: str, doc_string: str = "") -> TensorProto:
-    """Return a TensorProto in raw form (strings excepted)."""
-    if values.dtype == object:
-        return TensorProto(
-            name=name, data_type=TensorProto.STRING, dims=values.shape, string_data=list(values.flat)
-        )
-    tensor: TensorProto = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
-    if doc_string:
-        tensor.doc_string = doc_string
-    return tensor
 
 
 def write_node(node: Node) -> NodeProto:

@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
 
@@ -45,7 +45,12 @@ class Session:
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for library in custom_op_libs:
-            options.register_custom_ops_library(library)
+            try:
+                options.register_custom_ops_library(library)
+            except Exception as problem:  # see below
+                raise UsageError(
+                    f"the custom operator library {library!r} cannot be loaded: {_first_line(problem)}"
+                ) from problem
         data = model_bytes(source) if isinstance(source, Model) else source
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
