@@ -74,8 +74,7 @@ class Fitter:
     """What sample data must fit: the inputs of a network, and the preprocessing that was asked for.
 
     `preprocess` wins over what the files say; `"none"` means that the arrays are fed as they are. A table is
-    for images:
-    for the float or uint8 inputs of rank 4, or for all float inputs of a network that has none of rank 4.
+    for images: the float or uint8 inputs of rank 4, or all float inputs of a network that has none such.
     """
 
     inputs: tuple[InputSpec, ...]

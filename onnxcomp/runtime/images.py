@@ -48,12 +48,13 @@ class ImageSource:
             raise UsageError(
                 f"{where}: images feed a network with one image input, this one takes {takes}; use an .npz"
             )
-        if fitter.table(None) is None:
+        table = fitter.table(None)
+        if table is None:
             raise UsageError(
                 f"{where}: images need a [preprocess] table (size, layout, mean, std, channels) in the "
                 "config or --preprocess FILE"
             )
-        self._table = _with_size(fitter).for_decoded()
+        self._table = _with_size(table, fitter.inputs[0].shape).for_decoded()
         self.batch = fitter.batch(where)
         self._name = fitter.inputs[0].name
         fitter.fit(next(self.chunks(1)))
@@ -86,11 +87,11 @@ def decode_image(path: Path, table: Preprocess) -> NDArray[np.uint8]:
 
     Raises:
         DataError: if the file is no image that Pillow reads, is damaged, has more than 8 bits per channel, or
-        is so
-            large that Pillow takes it for an attack on memory.
+            is so large that Pillow takes it for an attack on memory.
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF data and the like; what matters raises
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.mode not in _EIGHT_BITS:
@@ -121,12 +122,8 @@ def _pixels(image: Image.Image, table: Preprocess) -> NDArray[np.uint8]:
     return pixels[:, :, ::-1] if table.channels == "BGR" else pixels
 
 
-def _with_size(fitter: Fitter) -> Preprocess:
-    """Return the table, with the height and width that the network fixes where the table names none."""
-    table = fitter.table(None)
-    shape = fitter.inputs[0].shape
-    if table is None:
-        raise ValueError("no table")
+def _with_size(table: Preprocess, shape: tuple[int | str | None, ...] | None) -> Preprocess:
+    """Return `table`, with the height and width that the input of `shape` fixes where the table names none."""
     if table.size is not None or shape is None or len(shape) != 4:
         return table
     height, width = shape[1:3] if table.layout == "NHWC" else shape[2:4]

@@ -48,9 +48,7 @@ def open_path(text: str, fitter: Fitter, *, allow_code: bool, seed: int) -> tupl
         if not allow_code:
             raise UsageError(f"{text}: runs Python code; say --allow-code if you trust it")
         return text, FeedSource(_function(text, match[1], match[2]), text, fitter)
-    path = Path(text)
-    siblings = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, siblings) or (
+    hint = did_you_mean(Path(text).name, _siblings(text)) or (
         "; give an .npz, a directory or glob of .npz or images, module:function, or random[:N]"
     )
     raise UsageError(f"{text or 'empty path'}: no such file or directory{hint}")
@@ -76,6 +74,14 @@ def _existing(text: str) -> Path | list[Path] | None:
             raise UsageError(f"{text}: matches no file; mend the pattern")
         return files
     return None
+
+
+def _siblings(text: str) -> list[str]:
+    """Return the names in the folder of the path `text`, as far as they can be seen."""
+    try:
+        return [file.name for file in Path(text).parent.iterdir()]
+    except OSError:
+        return []
 
 
 def _random_count(number: str | None, text: str) -> int | None:

@@ -58,9 +58,8 @@ class FeedSource:
         """Yield the rows of each feed, or whole feeds.
 
         Raises:
-            DataError: if a feed is no dict of arrays, names, lengths or shapes do not fit, the code that
-            makes the
-                feeds raises, or a later walk yields another number of samples than the first.
+            DataError: if a feed is no dict of arrays, names, lengths or shapes do not fit, the code that makes
+                the feeds raises, or a later walk yields another number of samples than the first.
         """
         total = 0
         for where, feed in self._feeds():

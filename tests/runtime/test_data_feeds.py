@@ -105,6 +105,16 @@ def test_feeds_are_whole_where_first_axes_do_not_count_samples() -> None:
     assert [int(f["rate"]) for f in out] == [3, 1]
 
 
+def test_first_axes_of_different_meaning_make_whole_feeds_even_where_their_lengths_agree() -> None:
+    wave = InputSpec("wave", F32, ("N", 7))
+    feed = {"wave": np.zeros((2, 7), np.float32), "state": np.zeros((2, 2, 5), np.float32)}
+    samples = open_samples([feed, feed], [wave, STATE])
+    assert len(samples) == 2
+    assert [f["wave"].shape for f in samples.batches(1)] == [(2, 7), (2, 7)]
+    noise = next(open_samples("random:2", [wave, InputSpec("state", F32, (2, 1, 5))]).batches(8))
+    assert (noise["wave"].shape, noise["state"].shape) == ((1, 7), (2, 1, 5))
+
+
 def test_feeds_of_unknown_first_axes_are_whole_if_their_lengths_differ() -> None:
     a, b = InputSpec("a", F32, (None, 2)), InputSpec("b", F32, (None, 2))
     feed = {"a": np.zeros((3, 2), np.float32), "b": np.zeros((4, 2), np.float32)}

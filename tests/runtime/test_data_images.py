@@ -115,6 +115,14 @@ def test_images_of_several_sizes_feed_a_network_of_free_size(tmp_path: Path) -> 
     assert samples.take(5).digest() != samples.digest()
 
 
+def test_an_image_that_does_not_fit_is_named_by_its_position(tmp_path: Path) -> None:
+    for i, (height, width) in enumerate([(6, 8), (6, 9), (6, 9), (4, 4)]):
+        Image.fromarray(pixels(i, height, width)).save(tmp_path / f"{i}.png")
+    assert refusal(tmp_path, InputSpec("x", F32, ("N", 3, 6, "w"))).startswith(
+        f"{tmp_path}: sample 3 of input 'x' has shape [3, 4, 4]"
+    )
+
+
 def test_channels_are_put_in_the_order_that_the_network_takes(tmp_path: Path) -> None:
     (array,) = folder(tmp_path, 1)
     fed = joined(open_samples(tmp_path, [X], preprocess=Preprocess(channels="BGR")))

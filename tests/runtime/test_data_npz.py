@@ -203,6 +203,19 @@ def test_a_flipped_byte_in_stored_data_is_found_by_the_checksum(tmp_path: Path) 
     assert "Bad CRC-32" in refusal(str(path), X, walk=True)
 
 
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_a_checksum_that_does_not_match_is_found_at_the_end(tmp_path: Path, write: Any, size: int) -> None:
+    path = tmp_path / "a.npz"
+    write(path, x=np.zeros((64, 3, 4, 4), np.float32))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 16] ^= 0xFF  # the checksum in the directory of the zip
+    path.write_bytes(data)
+    samples = open_samples(path, [X])
+    with pytest.raises(DataError, match=r"array 'x' cannot be read \(Bad CRC-32"):
+        list(samples.batches(size))
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
