@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcomp.analysis.constants import Island, affordable, constant_islands
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult, option
 from onnxcomp.errors import ModelError, UsageError
@@ -128,7 +130,16 @@ def _run(model: Model, islands: Sequence[Island], threads: int) -> dict[Variable
     nodes = [node for island in islands for node in island.nodes]
     source = segment_bytes(model, nodes, {}, list(wanted), {})
     found = Session(source, optimize=False, threads=threads).run({})
-    return {wanted[name]: values for name, values in found.items()}
+    return {wanted[name]: _as_stored(values) for name, values in found.items()}
+
+
+def _as_stored(values: Array) -> Array:
+    """Return `values` as the graph holds them: strings are bytes there."""
+    if values.dtype != object:
+        return values
+    encoded = np.empty(values.size, object)
+    encoded[:] = [v.encode() if isinstance(v, str) else v for v in values.flat]
+    return encoded.reshape(values.shape)
 
 
 def _store(model: Model, island: Island, results: Mapping[Variable, Array], log: PassLog) -> None:
