@@ -15,8 +15,8 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.cut import cut, mask_consumers
-from onnxcomp.analysis.labels import AxisUse, LabelMap, Role
+from onnxcomp.analysis.cut import axis_masks, cut, mask_consumers
+from onnxcomp.analysis.labels import AxisUse, LabelMap, Role, compact
 from onnxcomp.analysis.rules import propagate
 from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.model import Model
@@ -116,6 +116,17 @@ class ChannelGroups:
         """Zero the units that `keep` marks False where they are consumed, in place: the oracle of :meth:`take`."""
         mask_consumers(model, self.labels, self.classes, self._removed(keep))
 
+    def shapes_after(self, keep: Mapping[str, Mask]) -> dict[str, tuple[int, ...]]:
+        """Return the shape that every computed value would have after `take(model, keep)`, at the analysed sizes."""
+        removed = self._removed(keep)
+        shapes = {}
+        for name, labels in self.labels.values.items():
+            masks = axis_masks(labels, self.classes, removed)
+            shapes[name] = tuple(
+                int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(labels.shape)
+            )
+        return shapes
+
     def _removed(self, keep: Mapping[str, Mask]) -> Mask:
         removed = np.zeros(int(self.classes.max(initial=-1)) + 1, bool)
         for name, mask in keep.items():
@@ -194,7 +205,7 @@ def _collect(labels: LabelMap, classes: Units) -> list[ChannelGroup]:
         root: (number, unit) for number, roots in enumerate(components) for unit, root in enumerate(roots)
     }
     uses: list[list[AxisUse]] = [[] for _ in components]
-    for use in labels.uses:
+    for use in [*labels.uses, *_plain_uses(labels, classes)]:
         for number in {where[r][0] for r in set(classes[use.ids].tolist()) & produced}:
             uses[number].append(use)
     spans = _spans(labels, classes, where, len(components))
@@ -202,6 +213,17 @@ def _collect(labels: LabelMap, classes: Units) -> list[ChannelGroup]:
         _group(roots, uses[number], spans[number], classes, blocked, additive)
         for number, roots in enumerate(components)
     ]
+
+
+def _plain_uses(labels: LabelMap, classes: Units) -> list[AxisUse]:
+    """Return the axes along which stored tensors that are plain operands (a bias that is added, slopes) are cut."""
+    uses = []
+    for constant, spread in labels.spread.values():
+        varying = [a for a, size in enumerate(compact(classes[spread.ids]).shape) if size > 1]
+        if len(varying) == 1 and constant.consumers:
+            ids = np.moveaxis(spread.ids, varying[0], 0).reshape(spread.shape[varying[0]], -1)[:, 0]
+            uses.append(AxisUse(constant, varying[0], ids, "follows", constant.consumers[0]))
+    return uses
 
 
 def _group(
@@ -217,13 +239,14 @@ def _group(
     members = tuple(
         Member(u.constant.name, u.axis, lookup[classes[u.ids]], u.role, u.node.name) for u in uses
     )
+    only = {int(span[0]): "it is the only channel of a value" for span in spans if len(span) == 1}
     return ChannelGroup(
         name=next(m.node for m in members if m.role == "produces"),
         units=len(roots),
         members=members,
         producers=tuple(dict.fromkeys(m.node for m in members if m.role == "produces")),
         consumers=tuple(dict.fromkeys(m.node for m in members if m.role == "consumes")),
-        reasons=tuple(blocked.get(root) for root in roots),
+        reasons=tuple(blocked.get(root, only.get(unit)) for unit, root in enumerate(roots)),
         coupled=bool(additive & set(roots)),
         spans=tuple(spans),
         roots=np.array(roots, np.int64),
@@ -233,14 +256,19 @@ def _group(
 def _spans(
     labels: LabelMap, classes: Units, where: dict[int, tuple[int, int]], count: int
 ) -> list[list[Units]]:
-    """Return for each group the distinct sets of its units that make up a whole axis of some value."""
+    """Return for each group the distinct sets of its units of which one must stay, or some value would be empty.
+
+    Where units of several groups make up an axis together, those of the first one answer for it: one choice of units in
+    one group must be valid whatever the others choose.
+    """
     seen: list[dict[bytes, Units]] = [{} for _ in range(count)]
     for value in labels.values.values():
         roots = set(np.unique(classes[value.ids]).tolist())
         places = [where[r] for r in roots if r in where]
         # An axis that also holds other things keeps those, so it cannot run empty.
-        if len(places) != len(roots) or len({group for group, _ in places}) != 1:
+        if not places or len(places) != len(roots):
             continue
-        units = np.array(sorted(unit for _, unit in places), np.int64)
-        seen[places[0][0]].setdefault(units.tobytes(), units)
+        first = min(number for number, _ in places)
+        units = np.array(sorted(unit for number, unit in places if number == first), np.int64)
+        seen[first].setdefault(units.tobytes(), units)
     return [list(found.values()) for found in seen]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.labels import LabelMap, Labels
-from onnxcomp.analysis.rules import pad_amounts, slice_bounds
-from onnxcomp.ir.graph import Array, Node
+from onnxcomp.analysis.moves import pad_amounts, reshape_target, slice_bounds
+from onnxcomp.ir.graph import Array, Constant, Node, Value
 from onnxcomp.ir.model import Model
 
 __all__ = ["axis_masks", "cut", "mask_consumers"]
@@ -81,8 +81,8 @@ def _frozen(array: Array) -> Array:
 Edit = Callable[[Model], None]
 
 
-def _masks_of(name: str, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> dict[int, Mask]:
-    return axis_masks(labels.values[name], classes, removed)
+def _labels_of(value: Value, labels: LabelMap) -> Labels:
+    return labels.spread[value.name][1] if isinstance(value, Constant) else labels.values[value.name]
 
 
 def _set(node: Node, index: int, values: Array) -> Edit:
@@ -94,7 +94,7 @@ def _set(node: Node, index: int, values: Array) -> Edit:
 
 def _regroup(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
     """Return the edit of a depthwise convolution's `group` attribute: as many as input channels stay."""
-    data = labels.values[node.inputs[0].name]
+    data = _labels_of(node.inputs[0], labels)
     masks = axis_masks(data, classes, removed)
     if 1 not in masks:
         return None
@@ -107,24 +107,35 @@ def _regroup(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: 
 
 
 def _reshape(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
-    masks = _masks_of(node.outputs[0].name, labels, classes, removed)
-    target = node.constant(1)
-    if not masks or target is None:
+    made, data = labels.values[node.outputs[0].name], _labels_of(node.inputs[0], labels)
+    masks, before = (axis_masks(of, classes, removed) for of in (made, data))
+    places = reshape_target(node, labels)
+    if not masks or places is None:
         return None
-    before = labels.values[node.inputs[0].name]
-    cut_before = axis_masks(before, classes, removed)
-    new = np.array(target)
-    for axis, stays in masks.items():
-        count = int(stays.sum())
-        copies = new[axis] == 0 and not node.attrs.get("allowzero") and axis in cut_before
-        if new[axis] == -1 or (copies and int(cut_before[axis].sum()) == count):
+    new: dict[tuple[Node, int], Array] = {}
+    for axis, place in enumerate(places):
+        size = int(masks[axis].sum()) if axis in masks else made.shape[axis]
+        if place is None:
             continue
-        new[axis] = count
-    return None if np.array_equal(new, target) else _set(node, 1, new)
+        maker, index, position = place
+        target = new.setdefault((maker, index), np.array(maker.constant(index)))
+        if target[position] == 0 and not node.attrs.get("allowzero"):
+            copied = int(before[axis].sum()) if axis in before else data.shape[axis]
+            if copied != size:
+                target[position] = size
+        elif target[position] != -1 and axis in masks:
+            target[position] = size
+
+    def edit(model: Model) -> None:
+        for (maker, index), target in new.items():
+            if not np.array_equal(target, np.asarray(maker.constant(index))):
+                model.graph.set_constant(maker, index, target)
+
+    return edit
 
 
 def _split(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
-    data = labels.values[node.inputs[0].name]
+    data = _labels_of(node.inputs[0], labels)
     axis = int(node.attrs.get("axis", 0)) % len(data.shape)
     stays = axis_masks(data, classes, removed).get(axis)
     if stays is None:
@@ -144,7 +155,7 @@ def _split(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Ma
 
 
 def _slice(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
-    data = labels.values[node.inputs[0].name]
+    data = _labels_of(node.inputs[0], labels)
     masks = axis_masks(data, classes, removed)
     bounds = slice_bounds(node, data.shape)
     axes_given = node.constant(3)

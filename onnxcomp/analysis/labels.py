@@ -11,7 +11,7 @@ Label arrays are kept *compact*: an axis has its full size only where labels dif
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from onnxcomp.ir.graph import Constant, Node, Value
+from onnxcomp.ir.graph import Constant, Node
 
-__all__ = ["AxisUse", "LabelMap", "Labels", "Role", "compact"]
+__all__ = ["AxisUse", "Ids", "LabelMap", "Labels", "Role", "compact", "meet"]
 
 Ids = NDArray[np.int64]
 Role = Literal["produces", "consumes", "follows"]
@@ -120,8 +120,10 @@ class LabelMap:
         """Return the labels of a stored tensor read element by element: one label per element, made once."""
         if constant.name not in self.spread:
             shape = constant.values.shape
-            ids = self.fresh(max(1, math.prod(shape))).reshape(shape) if math.prod(shape) else self.fresh(1)
-            self.spread[constant.name] = (constant, Labels(ids.reshape(shape), shape))
+            self.spread[constant.name] = (
+                constant,
+                Labels(self.fresh(math.prod(shape)).reshape(shape), shape),
+            )
         return self.spread[constant.name][1]
 
     def use_axis(self, node: Node, constant: Constant, axis: int, ids: Ids | None, role: Role) -> Ids:
@@ -146,6 +148,14 @@ class LabelMap:
         if additive:
             self._additive.append(np.unique(a))
 
+    def flatten(self, ids: Ids, axes: Iterable[int]) -> Ids:
+        """Tie all labels along each of `axes` and return `ids` reduced to size 1 there."""
+        for axis in axes:
+            first = ids.take([0], axis)
+            self.tie(first, ids)
+            ids = first
+        return ids
+
     def block(self, ids: Ids, reason: str) -> None:
         """Forbid the removal of `ids`; the first reason of each label stays."""
         for label in np.unique(ids):
@@ -162,7 +172,7 @@ class LabelMap:
         else:
             rows = cols = np.zeros(0, np.int64)
         matrix: Any = coo_matrix(
-            (np.ones(len(rows), np.int8), (rows, cols)), shape=(self._count, self._count)
+            (np.ones(len(rows), np.bool_), (rows, cols)), shape=(self._count, self._count)
         )
         return connected_components(matrix, directed=False)[1].astype(np.int64)
 
@@ -181,7 +191,8 @@ class LabelMap:
         """Tie labels until every class is a whole slab along one axis of every value; return the classes.
 
         A value whose labels differ along two axes (a channel axis split in two by Reshape) cannot lose single elements:
-        all labels of one slab along its longest labelled axis are tied. Ties only grow, so the loop ends.
+        all labels of one slab are tied, along the axis that has the most different slabs, so that the most classes are
+        left. Ties only grow, so the loop ends.
         """
         while True:
             roots = self.roots()
@@ -193,7 +204,7 @@ class LabelMap:
                 axes = [a for a, size in enumerate(classes.shape) if size > 1]
                 if len(axes) < 2:
                     continue
-                keep = max(axes, key=lambda a: classes.shape[a])
+                keep = max(axes, key=lambda a: np.unique(classes, axis=a).shape[a])
                 slabs = np.moveaxis(labels.ids, keep, 0).reshape(labels.ids.shape[keep], -1)
                 self.tie(slabs[:, :1], slabs)
                 changed = True
@@ -203,46 +214,48 @@ class LabelMap:
 
 def meet(
     labels: LabelMap,
-    operands: Sequence[Labels],
+    computed: Sequence[Labels],
+    stored: Sequence[Labels],
     shape: tuple[int, ...],
     *,
     additive: bool = False,
 ) -> Labels:
     """Return the labels of an element-by-element operator: labels that meet are tied, broadcasting as the data does.
 
-    An operand of size 1 along an axis along which the others have channels (a scalar, a spatial mask) is read by all of
-    them and is not cut. Where such an operand has labels along other axes, everything that meets is blocked.
+    A computed operand of size 1 along an axis along which others have channels (a scalar, a spatial mask) is read by all
+    of them and is not cut. Where such an operand has channels along another axis, everything that meets is blocked.
+    `stored` operands are cut along the axes along which computed ones have channels, and along no other.
     """
-    ndim = len(shape)
-    padded = [_pad(o, ndim) for o in operands]
-    varying = {a for o in padded for a in o.axes}
+    operands = [_pad(o, len(shape)) for o in (computed or stored)]
+    varying = {a for o in operands for a in o.axes}
     taking: list[Labels] = []
-    for operand in padded:
+    for operand in operands:
         stretched = {a for a in varying if operand.shape[a] == 1 and shape[a] > 1}
         if not stretched:
             taking.append(operand)
         elif operand.axes:
-            for other in padded:
-                labels.block(other.ids, "meets a value that has channels along another axis")
+            for other in operands:
+                labels.block(other.ids, "it meets a value that has channels along another axis")
     if not taking:
-        return Labels(padded[0].ids, shape)
-    merged = np.broadcast_shapes(*(o.ids.shape for o in taking))
-    first = np.broadcast_to(taking[0].ids, merged)
+        return labels.uniform(shape, "it meets a value that has channels along another axis")
+    merged = taking[0].ids
     for operand in taking[1:]:
-        labels.tie(first, np.broadcast_to(operand.ids, merged), additive=additive)
-    return Labels(compact(first), shape)
+        labels.tie(merged, operand.ids, additive=additive)
+        merged = _flat_where_either(merged, operand.ids)
+    for operand in (_pad(o, len(shape)) for o in (stored if computed else ())):
+        if varying & set(operand.axes):
+            labels.tie(merged, operand.ids)
+    return Labels(merged, shape)
+
+
+def _flat_where_either(first: Ids, second: Ids) -> Ids:
+    """Return `first`, whose labels are tied to those of `second`, reduced along axes along which `second` is flat."""
+    for axis, size in enumerate(second.shape):
+        if size == 1:
+            first = first.take([0], axis)
+    return first
 
 
 def _pad(labels: Labels, ndim: int) -> Labels:
     missing = (1,) * (ndim - len(labels.shape))
     return Labels(labels.ids.reshape(missing + labels.ids.shape), missing + labels.shape)
-
-
-def names_of(values: Iterable[Value]) -> list[str]:
-    """Return the names of those of `values` that are there."""
-    return [v.name for v in values if v.name]
-
-
-def static_shapes(shapes: Mapping[str, tuple[int, ...]], values: Iterable[Value]) -> bool:
-    """Return whether all named `values` have a known shape."""
-    return all(name in shapes for name in names_of(values))

@@ -1,0 +1,64 @@
+"""Trained networks lose random channels of all groups at once and equal their masked selves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxcomp.analysis.channels import channel_groups
+from onnxcomp.analysis.cost import model_cost
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.proto import from_proto
+from onnxcomp.testing import check_cut
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "models").glob("*.onnx"))
+SHARED = sorted((ROOT / "../shared/models").glob("*.onnx"))
+FREE_GROUPS = {
+    "digits_mlp": 2,
+    "digits_mobilenet": 14,
+    "digits_resnet": 9,
+    "cifar10_resnet20_bn": 10,
+    "cifar10_resnet56_bn": 28,
+    "cifar10_vgg9_bn": 7,
+    "efficientnet_lite0_bn": 24,
+    "mlperftiny_resnet8_cifar10": 6,
+}
+
+
+def load(path: Path) -> Model:
+    return from_proto(onnx.load(path))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shipped_net_cut_at_random_equals_its_masked_self(path: Path, seed: int) -> None:
+    model = load(path)
+    cut = check_cut(model, seed)
+    assert sum(g.blocked is None for g in cut.groups) == FREE_GROUPS[path.stem]
+    assert model_cost(cut.pruned, None).parameters < 0.75 * model_cost(model, None).parameters
+
+
+@pytest.mark.skipif(not SHARED, reason="the measured models are not beside the repository")
+@pytest.mark.parametrize("path", SHARED, ids=lambda p: p.stem)
+def test_a_measured_net_cut_at_random_equals_its_masked_self(path: Path) -> None:
+    large = "efficientnet" in path.stem
+    cut = check_cut(
+        load(path),
+        0,
+        batches=(1,) if large else (1, 3),
+        regimes=("normal",) if large else ("normal", "large", "one-hot"),
+    )
+    assert sum(g.blocked is None for g in cut.groups) == FREE_GROUPS[path.stem]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_each_group_of_a_shipped_net_can_be_cut_alone(path: Path) -> None:
+    model = load(path)
+    for group in channel_groups(model):
+        if group.blocked is None:
+            keep = group.free.copy()
+            keep[: group.units // 2] = False
+            check_cut(model, {group.name: keep}, batches=(1,), regimes=("normal",))
