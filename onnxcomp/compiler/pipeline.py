@@ -90,7 +90,7 @@ def run_passes(prepared: Prepared, listener: Listener) -> Passed:
     model, outputs = prepared.original, prepared.outputs
     before = cost = measure(prepared, model)
     context = prepared.context(listener.progress)
-    steps = prepared.request.pipeline.passes
+    steps = prepared.request.passes
     runs: list[PassRun] = []
     for number, step in enumerate(steps, 1):
         listener.pass_started(step, number, len(steps))

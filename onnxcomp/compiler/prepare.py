@@ -74,7 +74,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
 
 
 def _check_needs(request: Request, model: Model, data: Data) -> None:
-    for step in request.pipeline.passes:
+    for step in request.passes:
         needs = step.needs()
         if "shapes" in needs and not data.shapes and model.graph.inputs:
             free = next(v for v in model.graph.inputs)

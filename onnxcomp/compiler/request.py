@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from onnxcomp.compiler.excludes import check_pattern
+from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.atomic import check_output
@@ -21,10 +22,10 @@ Metric: TypeAlias = Literal["top1", "agreement", "mse", "sqnr"]
 
 @dataclass(frozen=True)
 class Request:
-    """One run of a pipeline over one model.
+    """One run of a pipeline over one model, or one look at it.
 
     Attributes:
-        pipeline: the passes.
+        pipeline: the passes; None where a model is only looked at.
         source: the model's file; None where the model is handed over in memory.
         output: the file to write; None to write nothing.
         calibration: samples for the passes; the text `none` asks for their data-free mode, None gives nothing.
@@ -49,7 +50,7 @@ class Request:
         force: replace existing outputs.
     """
 
-    pipeline: Pipeline
+    pipeline: Pipeline | None = None
     source: Path | None = None
     output: Path | None = None
     calibration: SampleSource | None = None
@@ -74,6 +75,11 @@ class Request:
     allow_noop: bool = False
     strict: bool = False
     force: bool = False
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes of the pipeline; none where a model is only looked at."""
+        return self.pipeline.passes if self.pipeline is not None else ()
 
     @property
     def data_free(self) -> bool:
@@ -127,7 +133,7 @@ def _check_numbers(request: Request) -> None:
 
 def _check_needs(request: Request) -> None:
     """Every pass gets what it needs, or the run does not start."""
-    for step in request.pipeline.passes:
+    for step in request.passes:
         if "calibration" not in step.needs():
             continue
         if request.data_free:
