@@ -60,11 +60,16 @@ def _matcher(pattern: str) -> Callable[[Node], bool]:
 def _nearest(model: Model, pattern: str) -> str:
     kind, colon, rest = pattern.partition(":")
     by_op = bool(colon) and kind == "op"
-    known = [node.op if by_op else node.name for node in model.graph.nodes]
-    word = rest if colon and kind in ("re", "op") else pattern
-    near = nearest(word.strip("*?^$."), known)
-    if not near:
-        near = list(dict.fromkeys(known))[:3]
+    known = list(dict.fromkeys(node.op if by_op else node.name for node in model.graph.nodes))
+    word = re.sub(r"[*?^$\[\]]", "", rest if colon and kind in ("re", "op") else pattern)
+    near = nearest(word, known) or _near_parts(word, known) or known[:3]
     if not near:
         return "; the graph has no nodes"
     return "; near: " + ", ".join(f"op:{n}" if by_op else n for n in near)
+
+
+def _near_parts(word: str, names: list[str]) -> list[str]:
+    """Return names of which a part (between slashes and dots) looks like a part of `word`."""
+    parts = {part for name in names for part in re.split(r"[/.]", name) if part}
+    wanted = [near for part in re.split(r"[/.]", word) if part for near in nearest(part, parts, 1)]
+    return [name for name in names if any(part in re.split(r"[/.]", name) for part in wanted)][:3]
