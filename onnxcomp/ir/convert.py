@@ -49,7 +49,13 @@ _SHELTER = "onnxcomp.kept."
 _RESIZE_OPSET = 11
 """From here on Resize has a choice of coordinates; before, output index divided by scale was the only one."""
 
-_REFUSALS = (RuntimeError, ValueError, IndexError, onnx.shape_inference.InferenceError)
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    onnx.shape_inference.InferenceError,
+    version_converter.ConvertError,
+)
 
 _DTYPE_IR = {
     "FLOAT8E4M3FN": 9, "FLOAT8E4M3FNUZ": 9, "FLOAT8E5M2": 9, "FLOAT8E5M2FNUZ": 9, "INT4": 10, "UINT4": 10,
@@ -283,11 +289,11 @@ def _opset_ir_version(version: int) -> int:
 
 
 def _why_refused(skeleton: ModelProto, version: int, problem: Exception) -> str:
-    text = " ".join(str(problem).split())
-    reason = text.rsplit(" failed: ", 1)[-1][:200]
+    text = "".join(c if c.isprintable() else " " for c in str(problem))
+    reason = " ".join(text.rsplit(" failed: ", 1)[-1].split())[:200]
     node = _first_refused(skeleton, version)
     before = next(o.version for o in skeleton.opset_import if is_default_domain(o.domain))
-    what = f"{node.op_type} ({node.name!r})" if node is not None else "the graph"
+    what = f"{node.op_type!r} of node {node.name!r}" if node is not None else "the graph"
     return (
         f"cannot convert from opset {before} to {version}: onnx's converter refuses {what}: {reason}; "
         f"export the model with opset {OLDEST_OPSET} or later"

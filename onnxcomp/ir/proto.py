@@ -319,13 +319,14 @@ def to_proto(
     declared output shapes that could contradict them. `write` makes the TensorProto of a constant
     (name, type and data; external data is made that way).
     """
+    # Here and below, None leaves a field unset: older readers do not know them all.
     proto = ModelProto(
         ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
+        producer_name=model.producer_name or None,
+        producer_version=model.producer_version or None,
+        domain=model.domain or None,
+        model_version=model.model_version or None,
+        doc_string=model.doc_string or None,
     )
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
     onnx.helper.set_model_props(proto, model.metadata)
@@ -344,7 +345,8 @@ def to_proto(
 def _write_graph(model: Model, out: GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
     graph = model.graph
     out.name = graph.name or "graph"
-    out.doc_string = graph.doc_string
+    if graph.doc_string:
+        out.doc_string = graph.doc_string
     out.input.extend(_write_info(model, v, shapes) for v in graph.inputs)
     for value in graph.outputs:
         info = _write_info(model, value, {})
@@ -360,7 +362,8 @@ def _write_graph(model: Model, out: GraphProto, shapes: dict[str, tuple[int, ...
 
 def _write_constant(constant: Constant, write: TensorWriter | None) -> TensorProto:
     tensor = write(constant) if write is not None else write_tensor(constant.values, constant.name)
-    tensor.doc_string = constant.doc_string
+    if constant.doc_string:
+        tensor.doc_string = constant.doc_string
     for key, value in constant.metadata.items():
         tensor.metadata_props.add(key=key, value=value)
     return tensor
@@ -398,10 +401,10 @@ def write_node(node: Node) -> NodeProto:
     """Return the NodeProto of `node`."""
     proto = NodeProto(
         op_type=node.op,
-        name=node.name,
-        domain=node.domain or "",
-        doc_string=node.doc_string,
-        overload=node.overload,
+        name=node.name or None,
+        domain=node.domain or None,
+        doc_string=node.doc_string or None,
+        overload=node.overload or None,
     )
     proto.input.extend(v.name for v in node.inputs)
     proto.output.extend(v.name for v in node.outputs)

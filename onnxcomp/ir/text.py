@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
+from onnxcomp.ir.convert import minimum_ir_version
 from onnxcomp.ir.graph import Array, Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import stored, to_proto, write_node
@@ -66,7 +67,7 @@ def dump(model: Model) -> str:
 
 def _model_lines(model: Model) -> Iterator[str]:
     opsets = " ".join(f"{printable(d or 'ai.onnx')}={v}" for d, v in sorted(model.opset_imports.items()))
-    yield f"model ir_version={model.ir_version} {opsets}"
+    yield f"model ir_version={max(model.ir_version, minimum_ir_version(model))} {opsets}"
     labels = {
         "domain": model.domain,
         "producer_name": model.producer_name,

@@ -204,7 +204,9 @@ def _array_distance(first: Array, second: Array) -> float:
         return math.inf
     a, b = first.astype(np.float64), second.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
         return math.inf
     if not finite.any():
         return 0.0
