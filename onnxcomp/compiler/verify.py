@@ -86,9 +86,9 @@ class Verifier:
         """
         try:
             check_names(model)
+            self._check_interface(model)
             if self._checked:
                 check_model(model)
-            self._check_interface(model)
             outputs = self._outputs(model)
         except SessionError as problem:
             raise VerificationError(f"onnxruntime refuses the model: {problem}") from problem

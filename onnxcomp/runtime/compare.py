@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.errors import ModelError, UsageError
+from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.runtime.session import Session
 
 __all__ = ["Comparison", "OutputDifference", "compare_models", "decision_output"]
@@ -94,6 +94,7 @@ def compare_models(
     Raises:
         ModelError: where the models have different outputs, or outputs of different shapes.
         UsageError: where `output` does not exist or makes no choice.
+        DataError: where there is not one label per sample.
     """
     _check_outputs(before, after, output)
     sums = {name: _Sums(name) for name in before.outputs}
@@ -244,6 +245,8 @@ class _Choice:
         if not self.seen:
             return None, None, None
         agreement = 100.0 * self.agreeing / self.seen
-        if self.labels is None or len(self.labels) != self.seen:
+        if self.labels is None:
             return agreement, None, None
+        if len(self.labels) != self.seen:
+            raise DataError(f"{len(self.labels)} labels for {self.seen} samples; give one class index each")
         return agreement, 100.0 * self.right_before / self.seen, 100.0 * self.right_after / self.seen
