@@ -24,6 +24,15 @@ def check_output(path: Path, *, force: bool = False, sources: Sequence[Path] = (
         UsageError: for a missing or unwritable folder, a path that is no ordinary file, one of `sources`, and for an
             existing file without `force`.
     """
+    if "\0" in str(path):
+        raise UsageError(f"cannot write {str(path)!r}: no path holds a zero byte")
+    try:
+        _check_place(path, force, sources)
+    except OSError as problem:
+        raise UsageError(f"cannot write {str(path)!r}: {problem.strerror}") from problem
+
+
+def _check_place(path: Path, force: bool, sources: Sequence[Path]) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}; create it first")

@@ -71,7 +71,8 @@ def minimum_ir_version(model: Model) -> int:
     dtypes = {constant.values.dtype for constant in stored(model.graph)}
     numbers = {onnx.helper.np_dtype_to_tensor_dtype(dtype) for dtype in dtypes}
     needed = [_DTYPE_IR.get(TensorProto.DataType.Name(number), 3) for number in numbers]
-    return max([3, *needed, *([_FUNCTIONS_IR] if model.functions else [])])
+    # Weights are never graph inputs here, which version 4 allowed.
+    return max([4 if dtypes else 3, *needed, *([_FUNCTIONS_IR] if model.functions else [])])
 
 
 def settle_opset(model: Model) -> Model:
@@ -111,7 +112,7 @@ def convert_opset(model: Model, version: int) -> Model:
         raise ModelError(
             f"opset {version} does not exist for onnx {onnx.__version__}; it knows 1 to {NEWEST_OPSET}"
         )
-    if version == model.opset:
+    if version == model.opset or "" not in model.opset_imports:
         return model.clone()
     if model.functions:
         raise ModelError(
@@ -145,6 +146,7 @@ def _skeleton(model: Model, held: Mapping[str, Array]) -> ModelProto:
         return TensorProto(name=constant.name, data_type=elem_type, dims=constant.values.shape)
 
     proto = to_proto(model, write=write)
+    proto.ir_version = max(proto.ir_version, minimum_ir_version(model))
     tensors = [_copy(t) for t in proto.graph.initializer]
     del proto.graph.initializer[:]
     for tensor in tensors:

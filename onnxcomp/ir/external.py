@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -196,12 +196,15 @@ def _contained(folder: Path, location: str, name: str, allow_links: bool) -> Pat
     if reason := why_unsafe(location):
         raise ModelError(f"{what}, {reason}")
     path = folder
-    for part in location.replace("\\", "/").split("/"):
-        path = path / part
-        if not allow_links and path.is_symlink():
-            raise ModelError(
-                f"{what}, but {path.name!r} is a symbolic link; if you trust it, use --allow-links"
-            )
+    try:
+        for part in location.replace("\\", "/").split("/"):
+            path = path / part
+            if not allow_links and path.is_symlink():
+                raise ModelError(
+                    f"{what}, but {path.name!r} is a symbolic link; if you trust it, use --allow-links"
+                )
+    except OSError as problem:
+        raise ModelError(f"{what}: {problem.strerror}") from problem
     return path
 
 
@@ -282,6 +285,7 @@ class DataWriter:
         self.size = 0
         self._location = location
         self._pending: list[tuple[int, Array]] = []
+        self._places: dict[tuple[int, int, np.dtype[Any]], int] = {}
 
     def proto(self, constant: Constant) -> TensorProto:
         """Return the TensorProto of `constant`: small ones and strings with their data, others with a place."""
@@ -313,10 +317,16 @@ class DataWriter:
 
     def _place(self, tensor: TensorProto, values: Array) -> None:
         length = layout(tensor).stored_bytes
-        alignment = _PAGE if length >= _LARGE else _SMALL_ALIGNMENT
-        offset = -(-self.size // alignment) * alignment
-        self.size = offset + length
-        self._pending.append((offset, values))
+        # Tied weights of a mapped file are one piece of memory under several names: they stay one.
+        memory = (values.ctypes.data, values.nbytes, values.dtype)
+        offset = self._places.get(memory) if values.flags.c_contiguous else None
+        if offset is None:
+            alignment = _PAGE if length >= _LARGE else _SMALL_ALIGNMENT
+            offset = -(-self.size // alignment) * alignment
+            self.size = offset + length
+            self._pending.append((offset, values))
+            if values.flags.c_contiguous:
+                self._places[memory] = offset
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in {"location": self._location, "offset": offset, "length": length}.items():
             tensor.external_data.add(key=key, value=str(value))

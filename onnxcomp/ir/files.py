@@ -250,16 +250,15 @@ def sha256_of(path: str | Path, *, allow_links: bool = False) -> FileDigests:
         ModelError: where `path` is no model, or its external data is missing or unsafe.
     """
     path = Path(path)
-    with open_regular(path, "the model") as stream:
-        main = _digest(stream)
-        size = os.fstat(stream.fileno()).st_size
-    proto = _parse(_read(path), repr(str(path)))
+    data = _read(path)
+    proto = _parse(data, repr(str(path)))
+    size = len(data)
     external: dict[str, str] = {}
     for location, file in data_files(proto, path.parent, allow_links=allow_links).items():
         with open_regular(file, f"the external data {location!r}", allow_links=allow_links) as stream:
             external[location] = _digest(stream)
             size += os.fstat(stream.fileno()).st_size
-    return FileDigests(main, external, size)
+    return FileDigests(hashlib.sha256(data).hexdigest(), external, size)
 
 
 def _digest(stream: BinaryIO) -> str:

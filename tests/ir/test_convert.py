@@ -273,6 +273,9 @@ def test_a_model_can_be_brought_to_any_version() -> None:
     same = convert_opset(model, 13)
     assert same is not model
     assert dump(same) == dump(model) == before
+    foreign = from_proto(parsed("g (float[2] x) => (float[2] y) { y = my.dom.Op(x) }"))
+    del foreign.opset_imports[""]
+    assert dump(convert_opset(foreign, 18)) == dump(foreign)
     with pytest.raises(ModelError, match="opset 99 does not exist"):
         convert_opset(model, 99)
 
@@ -280,6 +283,8 @@ def test_a_model_can_be_brought_to_any_version() -> None:
 def test_the_least_ir_version_is_what_the_contents_need() -> None:
     model = from_proto(parsed("g (float[2] x) => (float[2] y) { y = Relu(x) }"))
     assert minimum_ir_version(model) == 3
+    model.graph.add_constant("f", np.ones(1, np.float32))
+    assert minimum_ir_version(model) == 4
     for dtype, version in ((ml_dtypes.float8_e5m2, 9), (ml_dtypes.int4, 10), (ml_dtypes.float4_e2m1fn, 11)):
         model.graph.add_constant("w", np.ones(1, dtype))
         assert minimum_ir_version(model) == version

@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import ModelError
 from onnxcomp.ir.external import why_unsafe
-from onnxcomp.ir.files import adopt, load
+from onnxcomp.ir.files import adopt, load, save
+from onnxcomp.ir.text import dump
 from tests.ir.helpers import branch, external_proto, parsed, weight, write
 
 WEIGHTS = weight(16)
@@ -78,6 +79,7 @@ UNSAFE = {
     "sub/": "is a folder|not an ordinary file",
     "w.bin/w.bin": "cannot be read",
     "": "does not say which",
+    "a" * 5000: "[Nn]ame too long",
 }
 
 
@@ -204,6 +206,19 @@ def two_tensors(second_offset: int) -> ModelProto:
 def test_tensors_may_share_all_their_bytes_or_none(folder: Path) -> None:
     assert np.array_equal(read(two_tensors(0), folder), WEIGHTS[:8])
     assert np.array_equal(read(two_tensors(32), folder), WEIGHTS[:8])
+
+
+def test_tied_weights_stay_one_piece_when_they_are_saved(folder: Path) -> None:
+    (folder / "w.bin").write_bytes(weight(4096).tobytes())
+    proto = external_proto("w.bin", dims=(4096,))
+    twin = TensorProto()
+    twin.CopyFrom(proto.graph.initializer[0])
+    twin.name = "v"
+    proto.graph.initializer.append(twin)
+    model = load(write(proto, folder / "m.onnx"))
+    main, data = save(model, folder / "out.onnx", external_threshold=0)
+    assert data.stat().st_size == 4 * 4096
+    assert dump(load(main)) == dump(model)
 
 
 def test_tensors_that_overlap_in_part_are_refused(folder: Path) -> None:

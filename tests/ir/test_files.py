@@ -228,6 +228,14 @@ def test_external_tensors_are_aligned_and_say_a_relative_path(tmp_path: Path) ->
     assert dump(load(main)) == dump(model)
 
 
+def test_a_transposed_view_is_not_taken_for_what_it_views(tmp_path: Path) -> None:
+    model = small_model()
+    square = weight(40, 40)
+    for name, values in {"t": square.T, "s": square, "u": square[::-1], "v": square.reshape(-1)}.items():
+        model.graph.add_constant(name, values)
+    assert dump(load(save(model, tmp_path / "m.onnx", external_threshold=0)[0])) == dump(model)
+
+
 def test_weights_inside_subgraphs_move_out_as_well(tmp_path: Path) -> None:
     proto = rich_proto()
     then = next(a for a in proto.graph.node[1].attribute if a.name == "then_branch").g
@@ -310,6 +318,8 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         tmp_path / "file" / "m.onnx": "there is no folder",
         tmp_path: "it is a folder",
         Path("/dev/null"): "not an ordinary file",
+        tmp_path / ("n" * 5000): "[Nn]ame too long",
+        tmp_path / "nul\0": "zero byte",
     }.items():
         with pytest.raises(UsageError, match=reason):
             save(small_model(), path, force=True)
