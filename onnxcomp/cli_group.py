@@ -82,8 +82,9 @@ class Commands(Group):
             problem.show()
         except OnnxcompError as problem:
             code = self._fail(problem.exit_code, str(problem))
-        except BrokenPipeError:
-            # Whoever read our output has seen enough; the interpreter must not complain when it closes stdout.
+        except (BrokenPipeError, SystemExit):
+            # Whoever read our output has seen enough (click exits by itself then). The interpreter must not complain
+            # when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = CLOSED_PIPE
         except OSError as problem:

@@ -123,7 +123,7 @@ def _attempt(
         if type(problem) is PassError:
             raise _crash(prepared, step, model, problem) from problem
         raise _named(step, problem) from problem
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise _crash(prepared, step, model, problem) from problem
     run = replace(run, skips=result.skips, notes=result.notes, shortfall=result.shortfall)
     if not result.changed:
@@ -142,7 +142,7 @@ def _named(step: Pass, problem: OnnxcompError) -> OnnxcompError:
     return problem
 
 
-def _crash(prepared: Prepared, step: Pass, model: Model, problem: Exception) -> PassError:
+def _crash(prepared: Prepared, step: Pass, model: Model, problem: BaseException) -> PassError:
     folder = write_reproducer(prepared.request, model, step, problem)
     reason = " ".join(f"{type(problem).__name__}: {problem}".split())
     where = f"; to reproduce it: {folder}" if folder is not None else ""
