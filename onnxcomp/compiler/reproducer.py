@@ -23,7 +23,7 @@ def write_reproducer(request: Request, model: Model, step: Pass, problem: BaseEx
     """
     if request.output is None:
         return None
-    folder = _fresh(request.output.with_suffix(".crash"))
+    folder = _fresh(request.beside(".crash"))
     try:
         folder.mkdir()
         (folder / "pipeline.txt").write_text(_pipeline_text(request, step), encoding="utf-8")

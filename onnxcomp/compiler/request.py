@@ -88,8 +88,14 @@ class Request:
 
     @property
     def best_effort(self) -> Path | None:
-        """Where the model goes if a condition is not met."""
-        return self.output.with_suffix(".best.onnx") if self.output else None
+        """Where the model goes if a condition is not met: `small.best.onnx` for `small.onnx`."""
+        return self.output and self.beside(".best.onnx")
+
+    def beside(self, ending: str) -> Path:
+        """Return the path of the output with `ending` in place of `.onnx`."""
+        if self.output is None:
+            raise UsageError("nothing is written beside an output that was not asked for")
+        return self.output.with_name(self.output.name.removesuffix(".onnx") + ending)
 
     @property
     def judged(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError, ModelError, UsageError
-from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["Comparison", "OutputDifference", "compare_models", "decision_output"]
 
@@ -94,7 +94,8 @@ def compare_models(
     Raises:
         ModelError: where the models have different outputs, or outputs of different shapes.
         UsageError: where `output` does not exist or makes no choice.
-        DataError: where there is not one label per sample.
+        DataError: where `before` does not run on a sample, or there is not one label per sample.
+        SessionError: where `after` does not run on a sample.
     """
     _check_outputs(before, after, output)
     sums = {name: _Sums(name) for name in before.outputs}
@@ -102,7 +103,8 @@ def compare_models(
     decision: str | None = output
     samples = 0
     for feeds in batches:
-        first, second = before.run(feeds), after.run(feeds)
+        first = _run_original(before, feeds, samples)
+        second = after.run(feeds)
         if not samples:
             decision = decision_output(first, output)
         for name, total in sums.items():
@@ -128,6 +130,17 @@ def decision_output(values: Mapping[str, Any], wanted: str | None = None) -> str
         shape = list(np.shape(values[wanted]))
         raise UsageError(f"--output '{wanted}' is {shape}; classes are chosen on floats of shape [N, C >= 2]")
     return None
+
+
+def _run_original(session: Session, feeds: Mapping[str, Array], done: int) -> dict[str, Any]:
+    """Return what the first model gives; where it does not run, it is the samples that do not fit."""
+    try:
+        return session.run(feeds)
+    except SessionError as problem:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise DataError(
+            f"the original model does not run on the samples from {done} on ({shapes}): {problem}"
+        ) from problem
 
 
 def _chooses(value: Any) -> bool:

@@ -427,3 +427,11 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not an ONNX model"):
         onnxcomp.optimize(tmp_path / "text.onnx", output=tmp_path / "out.onnx")
     assert files(tmp_path) == {"text.onnx"}
+
+
+def test_what_lies_beside_the_output_is_named_after_it(tmp_path: Path) -> None:
+    source = write_classifier(tmp_path)
+    for name, best in (("net.v1.onnx", "net.v1.best.onnx"), ("net.v2", "net.v2.best.onnx")):
+        with pytest.raises(BudgetError):
+            onnxcomp.optimize(source, [FallShort()], output=tmp_path / name)
+        assert (tmp_path / best).exists()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime.compare import SQNR_FLOOR, compare_models
-from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.session import Session, SessionError
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> net '
 X = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
@@ -137,3 +137,12 @@ def test_progress_counts_samples() -> None:
     seen: list[int] = []
     compare_models(linear(), linear(), batches(20), progress=seen.append)
     assert seen == [20, 40, 50]
+
+
+def test_samples_that_the_first_model_does_not_run_on_are_the_fault_of_the_data() -> None:
+    text = "(float[N, S] x) => (float[N, 3] y) <float[{}, 3] w> {{ y = MatMul (x, w) }}"
+    first, second = session(text.format(4)), session(text.format(5))
+    with pytest.raises(DataError, match=r"does not run on the samples from 10 on \(x \[2, 5\]\)"):
+        compare_models(first, first, [{"x": X[:10]}, {"x": np.ones((2, 5), np.float32)}])
+    with pytest.raises(SessionError):
+        compare_models(first, second, batches(10))
