@@ -194,13 +194,14 @@ def save(
 
     Raises:
         UsageError: where `path` cannot be written; nothing is left behind.
+        ModelError: where attributes and functions, which have no external data, exceed 2 GB.
     """
     path = Path(path)
     check_output(path, force=force, sources=model.sources)
     data_path = path.with_name(f"{path.name}.data")
     writer = DataWriter(data_path.name)
-    proto = _proto(model, writer)
-    if writer.size + proto.ByteSize() <= external_threshold:
+    content = _serialize(_proto(model, writer))
+    if writer.size + len(content) <= external_threshold:
         content = _serialize(_proto(model))
         with replacing(path) as (stream,):
             stream.write(content)
@@ -208,7 +209,6 @@ def save(
     if reason := why_unsafe(data_path.name):
         raise UsageError(f"{path.name!r} cannot name external data, {reason}; choose another name")
     check_output(data_path, force=force, sources=model.sources)
-    content = _serialize(proto)
     # The data first: a model without its weights is worse than weights that nothing reads yet.
     with replacing(data_path, path) as (data, stream):
         writer.write(data)

@@ -12,6 +12,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxcomp.ir import Model, from_proto
 
 
+ROOT = Path(__file__).parents[2]
+"""Where a child process finds these tests as modules."""
+
+
 def parsed(text: str, opset: int = 17) -> ModelProto:
     """Return the ModelProto of a graph in ONNX's text form."""
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}, "my.dom" : 1]> {text}')

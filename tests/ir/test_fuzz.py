@@ -15,7 +15,7 @@ from onnxcomp.errors import OnnxcompError
 from onnxcomp.ir import to_proto
 from onnxcomp.ir.files import from_bytes, load
 from onnxcomp.ir.text import dump
-from tests.ir.helpers import parsed, rich_proto, small_model
+from tests.ir.helpers import ROOT, parsed, rich_proto, small_model
 from tests.ir.test_convert import labelled
 
 CONSTANT = parsed(
@@ -95,5 +95,5 @@ def convert_damaged_models(count: int) -> None:
 def test_damaged_models_of_old_opsets_are_refused_or_converted() -> None:
     """onnx's converter itself may crash (which is what the sandbox is for), but no other exception may come out."""
     script = "from tests.ir.test_fuzz import convert_damaged_models; convert_damaged_models(300)"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, cwd=ROOT)
     assert child.returncode <= 0, child.stderr.decode()
