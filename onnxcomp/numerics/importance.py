@@ -58,8 +58,10 @@ def eliminate(
 
     Greedy structured elimination, the block form of Optimal Brain Surgeon (Hassibi 1993; Frantar 2022, OBC): removing the
     columns c of a consumer costs `tr(W_c ((H^-1)_cc)^-1 W_c^T)` when all other columns are refitted, after which
-    `W -= W_c ((H^-1)_cc)^-1 (H^-1)_c:` and `H^-1 -= (H^-1)_:c ((H^-1)_cc)^-1 (H^-1)_c:`. Costs of several consumers are
-    added, each relative to its own output variance `tr(W H W^T)`.
+    `W -= W_c ((H^-1)_cc)^-1 (H^-1)_c:` and `H^-1 -= (H^-1)_:c ((H^-1)_cc)^-1 (H^-1)_c:`. H is damped for this; as damping
+    alone would keep a channel that never varies but has large weights, no cost is above that of removing the columns and
+    refitting nothing, `tr(W_c H_cc W_c^T)` with H as it is. Costs of several consumers are added, each relative to its own
+    output variance `tr(W H W^T)`.
 
     `allowed(alive)` maps the mask `[count]` of units still there to the mask of those that may go next; the elimination
     stops when none may.
@@ -93,6 +95,7 @@ class _State:
         self.columns = [np.flatnonzero(reader.units == unit) for unit in range(count)]
         self.count = count
         H = np.array(reader.H, np.float64)
+        self.own = [H[np.ix_(c, c)] for c in self.columns]
         diagonal = np.einsum("ii->i", H)
         damp = DAMPING * float(diagonal.mean())
         diagonal += damp if damp > 0 else 1.0
@@ -113,12 +116,15 @@ class _State:
             columns = np.stack([self.columns[unit] for unit in live])
             blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
             W = self.W[:, columns].transpose(1, 0, 2)
-            found[live] = np.einsum("uok,ukj,uoj->u", W, np.linalg.inv(blocks), W, optimize=True)
+            refitted = np.einsum("uok,ukj,uoj->u", W, np.linalg.inv(blocks), W, optimize=True)
+            own = np.stack([self.own[unit] for unit in live])
+            found[live] = np.minimum(refitted, np.einsum("uok,ukj,uoj->u", W, own, W, optimize=True))
         else:
             for unit in live:
                 c = self.columns[unit]
                 W_c = self.W[:, c]
-                found[unit] = np.einsum("ok,kj,oj->", W_c, np.linalg.inv(self.inverse[np.ix_(c, c)]), W_c)
+                block = np.linalg.inv(self.inverse[np.ix_(c, c)])
+                found[unit] = min(np.einsum("ok,kj,oj->", W_c, way, W_c) for way in (block, self.own[unit]))
         return found * self.scale
 
     def remove(self, unit: int) -> None:
