@@ -11,7 +11,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.ir import Model, from_proto
 
-
 ROOT = Path(__file__).parents[2]
 """Where a child process finds these tests as modules."""
 
