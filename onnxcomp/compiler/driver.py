@@ -165,6 +165,9 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         raise UsageError(f"cannot write into {path.parent}: {problem.strerror or problem}") from problem
     try:
         yield folder
+    except UsageError as problem:
+        # The user knows the output by its own place.
+        raise UsageError(str(problem).replace(str(folder), str(path.parent))) from problem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -66,7 +66,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
     data = open_data(request, loaded)
     _check_needs(request, loaded.model, data)
     verifier = Verifier(loaded.model, data.feeds, request.threads, request.custom_op_libs)
-    outputs = verifier.baseline()
+    outputs = verifier.baseline(loaded.session)
     decision = _decision(request, loaded.model, outputs)
     metric = _metric(request, data, decision, outputs)
     _check_bounds(request, data, metric, outputs)

@@ -68,24 +68,25 @@ def open_data(request: Request, loaded: Loaded) -> Data:
     """
     model, session = loaded.model, loaded.session
     given = (request.evaluation, None if request.data_free else request.calibration)
-    real = [source for source in given if source is not None and not _is_random(source)]
-    known = _known_shapes(loaded, request.seed) if len(real) < 2 else None
+    guess = all(source is None for source in given) or any(_is_random(source) for source in given)
+    known = _known_shapes(loaded, request.seed) if guess else None
     evaluation, calibration = (_open(request, model, source, known) for source in given)
     if calibration is not None and request.samples is not None:
         calibration = calibration.take(request.samples)
     held: Samples | None = None
     if request.judged and evaluation is None and calibration is not None:
         calibration, held = calibration.split(HELD_BACK, request.seed)
+    judges = [samples for samples in (evaluation, held, calibration) if samples is not None]
     data = Data(
         calibration=calibration,
-        judge=evaluation or held or calibration,
+        judge=judges[0] if judges else None,
         mode="none" if request.data_free else "random" if _is_random(request.calibration) else "real",
         facts=_facts(request, calibration, evaluation, held),
         feeds=(),
         batch=1,
         shapes=known or {},
     )
-    return data if session is None else _with_feeds(request, model, session, data)
+    return _with_feeds(request, model, session, data)
 
 
 def _is_random(source: object) -> bool:
@@ -157,12 +158,16 @@ def _facts(
     return tuple(found)
 
 
-def _with_feeds(request: Request, model: Model, session: Session, data: Data) -> Data:
+def _with_feeds(request: Request, model: Model, session: Session | None, data: Data) -> Data:
     """Return `data` with feeds on which the model is known to run, and what they tell about sizes."""
-    source = data.calibration or data.judge
+    source = data.calibration if data.calibration is not None else data.judge
     if source is not None:
         single, several = (dict(next(source.batches(n))) for n in (1, _TOGETHER))
+        if session is None:
+            return replace(data, shapes={name: tuple(np.shape(array)) for name, array in single.items()})
         _run_or_refuse(session, single, source.source)
+    elif session is None:
+        return data
     elif data.shapes or not model.graph.inputs:
         single = noise(model, data.shapes, request.seed)
         several = noise(model, _stacked(model, data.shapes), request.seed)

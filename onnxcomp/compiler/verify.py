@@ -63,13 +63,18 @@ class Verifier:
         """Whether models are run, not only checked."""
         return bool(self.feeds)
 
-    def baseline(self) -> Outputs | None:
-        """Return what the original gives, None where models are not run or the original is too large.
+    def baseline(self, session: Session | None = None) -> Outputs | None:
+        """Return what the original gives, by `session` where that is given.
+
+        None where models are not run, or where the original is too large and there is no session of it.
 
         Raises:
             SessionError: where the original does not run.
         """
-        outputs = self._outputs(self.original)
+        if session is not None and self.runs:
+            outputs: Outputs | None = tuple(session.run(f) for f in self.feeds)
+        else:
+            outputs = self._outputs(self.original)
         if outputs is not None and not all(_finite(o) for out in outputs for o in out.values()):
             self.notes.append(
                 "the input gives NaN or Inf on the samples; only what it gives finite is judged"

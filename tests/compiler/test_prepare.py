@@ -189,3 +189,13 @@ def test_the_api_names_the_option_that_was_meant() -> None:
         onnxcomp.optimize(3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a pipeline is text or passes, not str"):
         onnxcomp.optimize(classifier(), ["remove-dead"])  # type: ignore[list-item]
+
+
+def test_a_model_that_does_not_run_here_takes_its_sizes_from_the_data() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17, "my.own" : 1]> net '
+    text += "(float[N, 3, H, W] x) => (float[N, 3, H, W] y) { a = my.own.Magic (x)  y = Relu (a) }"
+    model = parse_model(text)
+    assert ready(model).data.shapes == {}
+    assert ready(model, calibration={"x": np.ones((2, 3, 6, 7), np.float32)}).data.shapes == {
+        "x": (1, 3, 6, 7)
+    }

@@ -50,6 +50,11 @@ def write_data(folder: Path, name: str = "data.npz", samples: int = 12, *, label
     return folder / name
 
 
+def names_in(folder: Path) -> set[str]:
+    """Return the names of everything in `folder`."""
+    return {path.name for path in folder.iterdir()}
+
+
 def scale(model: Model, log: PassLog, by: float) -> None:
     """Multiply the first weight of `model` by `by`."""
     node = next(n for n in model.graph.nodes if n.is_op("Conv", "MatMul") and n.constant(1) is not None)
