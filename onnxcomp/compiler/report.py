@@ -100,8 +100,13 @@ class Condition:
     met: bool
 
     def __str__(self) -> str:
-        value = "not known" if self.value is None else f"{self.value:.6g}"
-        return f"--{self.name} {self.limit:.6g}: {value} {self.unit}, {'met' if self.met else 'not met'}"
+        value = "not known" if self.value is None else f"{_text(self.value)} {self.unit}"
+        return f"--{self.name} {_text(self.limit)}: {value}, {'met' if self.met else 'not met'}"
+
+
+def _text(number: float) -> str:
+    """Return a number with at most three decimals, and commas between thousands."""
+    return f"{number:,.3f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)

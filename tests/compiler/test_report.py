@@ -56,7 +56,11 @@ def test_a_condition_reads_as_a_sentence() -> None:
     assert str(Condition("max-drop", 1.0, 2.5, "percentage points of top1 lost", False)) == (
         "--max-drop 1: 2.5 percentage points of top1 lost, not met"
     )
-    assert str(Condition("min-sqnr", 20.0, None, "dB", False)) == "--min-sqnr 20: not known dB, not met"
+    assert str(Condition("min-sqnr", 20.0, None, "dB", False)) == "--min-sqnr 20: not known, not met"
+    assert str(Condition("require-smaller", 1103649, 543415, "bytes", True)) == (
+        "--require-smaller 1,103,649: 543,415 bytes, met"
+    )
+    assert str(Condition("min-sqnr", 20, math.inf, "dB", True)) == "--min-sqnr 20: inf dB, met"
 
 
 def test_versions_are_known() -> None:
