@@ -89,7 +89,7 @@ def _still_transpose(node: Node, types: Types) -> bool:
 
 def _same_reshape(node: Node, types: Types) -> bool:
     target, shape = _ints(node, 1), _shape(node, types)
-    if target is None or shape is None or len(target) != len(shape) or target.count(-1) > 1:
+    if target is None or shape is None or len(target) != len(shape):
         return False
     copies = not node.attrs.get("allowzero", 0)
     return all(t == -1 or (t == 0 and copies) or t == s for t, s in zip(target, shape, strict=True))

@@ -44,6 +44,15 @@ def test_a_batchnorm_that_two_read_stays_where_one_of_them_cannot_take_it() -> N
     unchanged(net(signature, f"float[2,4,1,1] w, {BN}", body), "Relu 'z' behind it")
 
 
+def test_a_batchnorm_that_is_read_as_a_bias_stays() -> None:
+    text = net(
+        "(float[N,4] x, float[N,3] z) => (float[N,4] y)",
+        f"float[3,4] w, {BN}",
+        "r = Relu(x)  n = BatchNormalization(r, s, b, m, v)  y = Gemm(z, w, n)",
+    )
+    unchanged(text, "Gemm 'y' behind it reads it otherwise than by weights")
+
+
 def test_a_constant_that_makes_channels_out_of_one_stays() -> None:
     text = net(
         "(float[N,1] x) => (float[N,2] y)", "float[1,4] k, float[4,2] w", "h = Mul(x, k)  y = MatMul(h, w)"
@@ -78,6 +87,13 @@ def test_a_pad_that_others_read_stays() -> None:
     signature = "(float[N,4,6,6] x) => (float[a,c,d,e] y, float[a,c,d,e] z)"
     weights = "float[2,4,3,3] w, int64[8] p = {0,0,1,1,0,0,1,1}"
     unchanged(net(signature, weights, "h = Pad(x, p)  y = Conv(h, w)  z = Relu(h)"), "needed elsewhere too")
+
+
+def test_a_pad_before_a_convolution_that_pads_by_itself_stays() -> None:
+    weights = "float[2,4,3,3] w, int64[8] p = {0,0,1,1,0,0,1,1}"
+    unchanged(
+        net(LATENT, weights, 'h = Pad(x, p)  y = Conv<auto_pad="SAME_UPPER">(h, w)'), "works out its padding"
+    )
 
 
 def test_a_pad_before_a_maximum_stays() -> None:

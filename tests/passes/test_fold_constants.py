@@ -210,15 +210,19 @@ def test_the_shape_of_a_static_value_is_a_constant() -> None:
 def test_known_axes_of_a_partly_symbolic_shape_are_constants() -> None:
     text = net(
         "(float[N,3,8,6] x) => (float[a,b,c,d] y)",
-        "int64[1] first = {2}, int64[1] last = {4}, int64[2] twice = {2, 2}, float[4] ones = {1, 1, 1, 1}",
+        "int64[1] first = {2}, int64[1] last = {3}, int64[1] zero = {0}, int64[2] twice = {2, 2}, float[4] ones = {1, 1, 1, 1}",
         """s = Shape(x)
-           hw = Slice(s, first, last)
+           w = Shape<start=-1>(x)
+           h = Slice(s, first, last, zero)
+           hw = Concat<axis=0>(h, w)
            big = Mul(hw, twice)
            nc = Shape<start=0, end=2>(x)
            sizes = Concat<axis=0>(nc, big)
            y = Resize<mode="nearest">(x, , , sizes)""",
     )
-    result = check_pass(FoldConstants(), text, changed=True, removed=["Shape", "Slice", "Mul"])
+    result = check_pass(
+        FoldConstants(), text, changed=True, removed=["Shape", "Shape", "Slice", "Concat", "Mul"]
+    )
     assert result.model.graph.constants["big"].values.tolist() == [16, 12]
 
 
@@ -236,6 +240,7 @@ def test_sizes_are_followed_through_squeeze_cast_and_gather() -> None:
         removed=["Shape", "Gather", "Unsqueeze", "Squeeze", "Cast", "Cast"],
     )
     assert result.model.graph.constants["f"].values == 5
+    assert [c.where for c in result.changes] == ["i", "f"], "what lies between is not worth a word"
 
 
 def test_what_only_told_a_shape_goes_with_the_question() -> None:
@@ -293,6 +298,31 @@ def test_one_result_beyond_the_cap_does_not_keep_the_others_out() -> None:
     )
     assert "f0" in result.model.graph.constants
     assert "3,600,000 bytes" in result.skips[0].reason
+
+
+def test_an_island_of_several_results_counts_them_all() -> None:
+    text = net(
+        "(float[1] x) => (float[1] y)",
+        "int64[1] n = {900}, int64[1] m = {500}",
+        """f = ConstantOfShape(n)  g = Neg(f)  a = Add(x, f)  b = Add(a, g)
+           h = ConstantOfShape(m)  c = Add(x, h)  p = ReduceMax(b)  q = ReduceMax(c)  y = Add(p, q)""",
+    )
+    result = check_pass("fold-constants{max-growth=4000}", text, changed=True, removed=["ConstantOfShape"])
+    assert "h" in result.model.graph.constants
+    assert "storing its result would add 7,1" in result.skips[0].reason
+
+
+def test_a_constant_that_a_subgraph_needs_too_does_not_make_room() -> None:
+    text = net(
+        "(float[2] x, bool cond) => (float[a] y)",
+        "float[40,1] w",
+        """t = Transpose(w)  f = Flatten<axis=0>(t)
+           b = If(cond) < then_branch = yes () => (float[40,1] p) { p = Relu(w) },
+                          else_branch = no () => (float[40,1] q) { q = Neg(w) }>
+           h = MatMul(f, b)  r = Squeeze(h)  y = Add(x, r)""",
+    )
+    check_pass("fold-constants{max-growth=0}", text, changed=False)
+    check_pass("fold-constants{max-growth=1000}", text, changed=True, removed=["Transpose", "Flatten"])
 
 
 def test_a_cap_of_zero_lets_only_what_makes_the_file_no_larger() -> None:

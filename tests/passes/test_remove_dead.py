@@ -113,6 +113,15 @@ def test_a_transpose_that_others_read_is_not_joined_with_the_next() -> None:
     unchanged(text)
 
 
+def test_a_transpose_of_equal_sizes_stays() -> None:
+    unchanged(net("(float[3,3] x) => (float[3,3] y)", "", "h = Transpose<perm=[1,0]>(x)  y = Relu(h)"))
+
+
+def test_an_axis_that_comes_where_another_goes_stays() -> None:
+    weights = "int64[1] a = {0}, int64[1] b = {2}"
+    unchanged(net("(float[N,1] x) => (float[1,N] y)", weights, "h = Unsqueeze(x, a)  y = Squeeze(h, b)"))
+
+
 def test_slices_of_the_same_axis_are_not_joined() -> None:
     weights = "int64[1] one = {1}, int64[1] three = {3}, int64[1] five = {5}"
     unchanged(
