@@ -153,16 +153,11 @@ def channel_groups(
     `shapes` are the concrete shapes of all values for one sample; without them they are inferred, symbolic sizes of
     graph inputs standing for 1 (first axis) and `DEFAULT_SIZE`. `excluded` maps node names to reasons.
 
-    >>> import onnx.parser
-    >>> from onnxcomp.ir import from_proto
-    >>> text = '''<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,4,4] x) => (float[N,3,4,4] y)
-    ... <float[4,2,1,1] a, float[3,4,1,1] b> { h = Conv(x, a)  r = Relu(h)  y = Conv(r, b) }'''
-    >>> import numpy as np
     >>> from onnxcomp.analysis.channels import channel_groups
-    >>> proto = onnx.parser.parse_model(text)
-    >>> for name, shape in (("a", (4, 2, 1, 1)), ("b", (3, 4, 1, 1))):
-    ...     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
-    >>> [(g.name, g.units, g.blocked) for g in channel_groups(from_proto(proto))]
+    >>> from onnxcomp.ir.parse import parse_model
+    >>> model = parse_model('''<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,4,4] x) => (float[N,3,4,4] y)
+    ...     <float[4,2,1,1] a, float[3,4,1,1] b> { h = Conv(x, a)  r = Relu(h)  y = Conv(r, b) }''')
+    >>> [(g.name, g.units, g.blocked) for g in channel_groups(model)]
     [('h', 4, None), ('y', 3, "it reaches the graph output 'y'")]
     """
     if shapes is None:

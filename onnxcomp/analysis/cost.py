@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxcomp.ir.graph import Node
+from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED
 from onnxcomp.ir.proto import stored
 
-__all__ = ["Cost", "model_cost", "node_macs"]
+__all__ = ["Cost", "Shapes", "model_cost", "node_macs", "weight_elements"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -20,9 +20,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Cost:
     """Counts of a whole model.
 
-    `parameters` are the elements of all floating-point or quantized stored tensors that nodes read, `bytes` what these
-    take in memory, `macs` the multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, LSTM and GRU for one sample;
-    None where shapes are unknown.
+    `parameters` are the elements of all stored tensors that hold weights (see `weight_elements`), `bytes` what all stored
+    tensors take in memory, `macs` the multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, LSTM and GRU for one
+    sample; None where shapes are unknown.
     """
 
     nodes: int
@@ -34,10 +34,20 @@ class Cost:
 def model_cost(model: Model, shapes: Shapes | None) -> Cost:
     """Return the cost of `model`; `shapes` are the concrete shapes of all values for one sample, or None."""
     constants = stored(model.graph)
-    parameters = sum(c.values.size for c in constants)
+    parameters = sum(map(weight_elements, constants))
     size = sum(c.values.nbytes for c in constants)
     macs = None if shapes is None else sum(node_macs(node, shapes) for node in model.graph.nodes)
     return Cost(len(model.graph.nodes), parameters, size, macs)
+
+
+def weight_elements(constant: Constant) -> int:
+    """Return the elements of a stored tensor that holds weights, 0 for shapes, indices, truth values and text.
+
+    Floats of any width and integers below 64 bits count: quantized weights and biases are such, shapes never are.
+    """
+    dtype = constant.values.dtype
+    plain = dtype.kind in "bOUS" or (dtype.kind in "iu" and dtype.itemsize == 8)
+    return 0 if plain else int(constant.values.size)
 
 
 def node_macs(node: Node, shapes: Shapes) -> int:

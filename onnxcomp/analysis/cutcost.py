@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
-from onnxcomp.analysis.cost import Shapes, node_macs
+from onnxcomp.analysis.cost import Shapes, node_macs, weight_elements
 from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import stored
@@ -67,7 +67,7 @@ class CutCost:
             else:
                 each[weight.name] = each.get(weight.name, 0.0) + macs / max(1, weight.values.size)
         self._tensors = tuple(
-            _Tensor(c.values.size, each.get(c.name, 0.0), tuple(cut.get(c.name, {}).values()))
+            _Tensor(weight_elements(c), each.get(c.name, 0.0), tuple(cut.get(c.name, {}).values()))
             for c in stored(model.graph)
         )
 
