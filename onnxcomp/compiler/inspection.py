@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxcomp.analysis.channels import channel_groups
-from onnxcomp.analysis.cost import Cost, node_macs
+from onnxcomp.analysis.cost import Cost, node_macs, weight_elements
 from onnxcomp.compiler.pipeline import measure
 from onnxcomp.compiler.prepare import Prepared
 from onnxcomp.compiler.report import FileFacts
@@ -30,7 +30,7 @@ class ValueFacts:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """One node: its multiply-accumulates for one sample, the elements of the stored tensors it is first to read.
+    """One node: its multiply-accumulates for one sample, the elements of the weights that it is first to read.
 
     `shape` and `dtype` are those of its first output, None where nothing tells them.
     """
@@ -134,12 +134,12 @@ def _nodes(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> tuple[NodeFac
 
 
 def _parameters(node: Node, counted: set[str]) -> int:
-    """Return the elements of the stored tensors that `node` reads and no node in `counted` has; add them to it."""
+    """Return the elements of the weights that `node` reads and no node in `counted` has; add their names to it."""
     total = 0
     for value in node.inputs:
         if isinstance(value, Constant) and value.name not in counted:
             counted.add(value.name)
-            total += int(value.values.size)
+            total += weight_elements(value)
     return total
 
 
