@@ -30,7 +30,9 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
         f"{stem}.dist-info/WHEEL": WHEEL,
         f"{stem}.dist-info/entry_points.txt": points,
     }
-    files[f"{stem}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files) + f"{stem}.dist-info/RECORD,,\n"
+    files[f"{stem}.dist-info/RECORD"] = (
+        "".join(f"{name},,\n" for name in files) + f"{stem}.dist-info/RECORD,,\n"
+    )
     name = f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(Path(wheel_directory) / name, "w") as wheel:
         for path, text in files.items():
