@@ -23,10 +23,11 @@ __all__ = ["FoldBatchnorm"]
 class FoldBatchnorm(Pass):
     """Fold BatchNormalization and per-channel Mul, Add, Sub, Div into the linear node before or after them.
 
-    Linear nodes are Conv, ConvTranspose, Gemm and MatMul with constant weights; a BatchNormalization that stays takes in its
-    neighbours likewise, and elementwise steps in a row become one. Before a linear node only what reaches every output
-    position alike is folded: a shift does not pass zero padding. A Pad of zeros becomes padding of the convolution or
-    mean behind it, and MatMul with a bias on a matrix becomes Gemm. Shared weights are copied for the node that changes.
+    Linear nodes are Conv, ConvTranspose, Gemm and MatMul with constant weights; a BatchNormalization that stays takes
+    in its neighbours likewise, and elementwise steps in a row become one. Before a linear node only what reaches every
+    output position alike is folded: a shift does not pass zero padding. A Pad of zeros becomes padding of the
+    convolution or mean behind it, and MatMul with a bias on a matrix becomes Gemm. Shared weights are copied for the
+    node that changes.
     """
 
     name = "fold-batchnorm"

@@ -26,10 +26,10 @@ __all__ = ["FoldConstants"]
 class FoldConstants(Pass):
     """Evaluate nodes that depend on constants alone; never through DequantizeLinear.
 
-    Sizes of known axes (Shape, Size and the arithmetic on them) are constants too; what depends on a symbolic axis stays.
-    Subgraphs, custom operators and operators that may differ from run to run are left as they are. A result keeps the
-    name of the value it replaces. Storing results may make a file larger: those that would are stored together or not at
-    all, within `max-growth`, and no value beyond it is ever allocated.
+    Sizes of known axes (Shape, Size and the arithmetic on them) are constants too; what depends on a symbolic axis
+    stays. Subgraphs, custom operators and operators that may differ from run to run are left as they are. A result
+    keeps the name of the value it replaces. Storing results may make a file larger: those that would are stored
+    together or not at all, within `max-growth`, and no value beyond it is ever allocated.
     """
 
     name = "fold-constants"
@@ -52,12 +52,21 @@ class FoldConstants(Pass):
             if context.is_excluded(model, node.name):
                 keep[node] = "excluded by the user"
         unread = {c.name for c in unread_constants(model)}
+        spent = 0
         while True:
             types = infer_types(model)
             done = len(log.changes)
             skips = _store_sizes(model, types, keep, log)
             remove_dead_nodes(model, keep)
-            skips |= self._fold_islands(model, types, keep, context.threads, log)
+            survey = constant_islands(model, types, keep, self.max_growth)
+            plan = affordable([i for i in survey.islands if i.results], self.max_growth, spent)
+            # What makes the file larger waits for all that does not, so that it is judged as one.
+            chosen = plan.free if plan.free or len(log.changes) > done else plan.growing
+            stored, failed = _fold(model, chosen, context.threads, log)
+            spent += sum(max(0, island.growth) for island in stored)
+            skips |= {
+                node.name: reason for node, reason in (survey.declined | plan.declined | failed).items()
+            }
             drop_orphans(model, unread)
             if len(log.changes) == done:
                 break
@@ -67,23 +76,6 @@ class FoldConstants(Pass):
             # Stored tensors that are not graph inputs need IR version 4.
             model.ir_version = max(model.ir_version, 4)
         return log.result(model)
-
-    def _fold_islands(
-        self,
-        model: Model,
-        types: Mapping[str, ValueType],
-        keep: Mapping[Node, str],
-        threads: int,
-        log: PassLog,
-    ) -> dict[str, str]:
-        """Evaluate and store what the cap allows; return why the rest was not, by node name."""
-        survey = constant_islands(model, types, keep, self.max_growth)
-        chosen, dear = affordable([i for i in survey.islands if i.results], self.max_growth)
-        results, failed = _evaluate(model, chosen, threads)
-        for island in chosen:
-            if all(v in results for v in island.results):
-                _store(model, island, results, log)
-        return {node.name: reason for node, reason in (survey.declined | dear | failed).items()}
 
 
 def _store_sizes(
@@ -102,6 +94,17 @@ def _store_sizes(
             freeze(graph, value, sizes)
             log.change(node.name, f"{node.op} of known sizes stored as {sizes.tolist()}")
     return {v.inputs[0].name: "its result is a graph output, which a node has to compute" for v in outputs}
+
+
+def _fold(
+    model: Model, islands: Sequence[Island], threads: int, log: PassLog
+) -> tuple[list[Island], dict[Node, str]]:
+    """Evaluate and store `islands`; return those that were stored, and why the others could not be."""
+    results, failed = _evaluate(model, islands, threads)
+    stored = [island for island in islands if all(v in results for v in island.results)]
+    for island in stored:
+        _store(model, island, results, log)
+    return stored, failed
 
 
 def _evaluate(

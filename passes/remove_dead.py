@@ -21,9 +21,10 @@ __all__ = ["RemoveDead"]
 class RemoveDead(Pass):
     """Remove what does nothing: unused nodes and constants, no-ops, duplicates.
 
-    No-ops are Identity, Dropout in inference, Casts, Transposes, Reshapes, Slices, Pads and the like that change nothing, and
-    arithmetic with zero or one. Transposes, Slices and Reshapes in a row become one. Constants with equal contents are
-    stored once, and nodes that compute the same from the same are computed once. Graph inputs stay, used or not.
+    No-ops are Identity, Dropout in inference, Casts, Transposes, Reshapes, Slices, Pads and the like that change
+    nothing, and arithmetic with zero or one. Transposes, Slices and Reshapes in a row become one. Constants with equal
+    contents are stored once, and nodes that compute the same from the same are computed once. Graph inputs stay, used
+    or not.
     """
 
     name = "remove-dead"

@@ -1,4 +1,4 @@
-"""Islands of constants: which nodes depend on stored tensors alone, what storing their results would cost, and why not."""
+"""Islands of constants: which nodes depend on stored tensors alone, and what storing their results would cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from onnxcomp.ir.ops import DATA_SIZED, NONDETERMINISTIC, QUANTIZATION
 from onnxcomp.ir.proto import write_node
 from onnxcomp.ir.shapes import ValueType
 
-__all__ = ["Island", "Survey", "affordable", "constant_islands"]
+__all__ = ["Island", "Plan", "Survey", "affordable", "constant_islands"]
 
 _SHARED = 1024
 """A constant of fewer bytes (an axis, a shape) that several islands read does not make them one."""
+
+_EFFORT = 64
+"""How many times what it reads, and what it may add, an island may compute on the way: many values that are fine one by
+one can still fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,15 @@ class Island:
         nodes: in graph order.
         results: the values that the rest of the graph reads and that would be stored.
         growth: bytes that storing the results adds to the file, less the nodes and constants that disappear.
+        reads: bytes of the constants that the nodes read.
+        effort: bytes of all values that the nodes compute, which may all be in memory at once.
     """
 
     nodes: tuple[Node, ...]
     results: tuple[Variable, ...]
     growth: int
+    reads: int
+    effort: int
 
 
 @dataclass
@@ -49,8 +57,9 @@ def constant_islands(
 ) -> Survey:
     """Return the islands of constants in `model`, and a reason for every node that is left out of one.
 
-    Nodes in `keep` are left out for the reason given there. No single value of an island, inner ones included, takes more bytes than the constants it is computed from plus
-    `max_growth`: sizes come from `types`, so that a fill of a petabyte is refused without being allocated.
+    Nodes in `keep` are left out for the reason given there. No single value of an island, inner ones included, takes
+    more bytes than the constants it is computed from plus `max_growth`: sizes come from `types`, so that a fill of a
+    petabyte is refused without being allocated.
     """
     survey = Survey()
     sources: dict[Value, frozenset[Constant]] = {}
@@ -154,11 +163,13 @@ def _island(nodes: list[Node], pinned: set[str], types: Mapping[str, ValueType])
         for value in node.outputs
         if value.name and (value.name in pinned or any(reader not in own for reader in value.outputs))
     )
-    stored = sum(_bytes(v.inputs[0], v, types) or 0 for v in results)
+    size = {v: _bytes(node, v, types) or 0 for node in nodes for v in node.outputs if v.name}
+    stored = sum(size[v] for v in results)
     freed = sum(c.values.nbytes for c in _private(nodes, own, pinned)) + sum(
         write_node(node).ByteSize() for node in nodes
     )
-    return Island(tuple(nodes), results, stored - freed)
+    reads = sum(c.values.nbytes for c in {v for n in nodes for v in n.inputs if isinstance(v, Constant)})
+    return Island(tuple(nodes), results, stored - freed, reads, sum(size.values()))
 
 
 def _private(nodes: list[Node], own: set[Node], pinned: set[str]) -> set[Constant]:
@@ -167,22 +178,43 @@ def _private(nodes: list[Node], own: set[Node], pinned: set[str]) -> set[Constan
     return {c for c in read if c.name not in pinned and all(reader in own for reader in c.outputs)}
 
 
-def affordable(islands: Iterable[Island], max_growth: int) -> tuple[list[Island], dict[Node, str]]:
-    """Return the islands to store so that the file grows by at most `max_growth` bytes, and why the others are not.
+@dataclass(frozen=True)
+class Plan:
+    """Which islands to store: `free` ones make the file no larger, `growing` ones do; `declined` says why not others."""
 
-    Islands that make the file no larger always pass. Those that make it larger pass all together or not at all, after
-    those that are too large alone: a choice among them would be made anew by the next run, which could then grow the file
-    once more.
+    free: tuple[Island, ...]
+    growing: tuple[Island, ...]
+    declined: dict[Node, str]
+
+
+def affordable(islands: Iterable[Island], max_growth: int, spent: int = 0) -> Plan:
+    """Return which `islands` may be stored so that the file grows by at most `max_growth` bytes.
+
+    `spent` bytes of that are gone already. Islands that make the file larger pass all together or not at all, after
+    those that are too large alone: a choice among them would be made anew by the next run, which could then grow the
+    file once more.
     """
-    chosen = [i for i in islands if i.growth <= 0]
-    growing = [i for i in islands if 0 < i.growth <= max_growth]
-    total = sum(i.growth for i in growing)
-    declined = {
-        i.nodes[-1]: f"storing its result would add {i.growth:,} bytes, more than max-growth ({max_growth:,})"
-        for i in islands
-        if i.growth > max_growth
-    }
-    if total <= max_growth:
-        return chosen + growing, declined
-    reason = f"it is one of {len(growing)} results that would add {total:,} bytes, more than max-growth ({max_growth:,})"
-    return chosen, declined | {i.nodes[-1]: reason for i in growing}
+    free: list[Island] = []
+    growing: list[Island] = []
+    declined: dict[Node, str] = {}
+    for island in islands:
+        last = island.nodes[-1]
+        if island.effort > _EFFORT * (island.reads + max(max_growth, 1 << 20)):
+            declined[last] = (
+                f"evaluating it takes {island.effort:,} bytes, out of proportion to what it reads"
+            )
+        elif island.growth > max_growth:
+            declined[last] = (
+                f"storing its result would add {island.growth:,} bytes, more than max-growth ({max_growth:,})"
+            )
+        else:
+            (growing if island.growth > 0 else free).append(island)
+    total = spent + sum(i.growth for i in growing)
+    if total > max_growth:
+        reason = (
+            f"it is one of {len(growing)} results that would add {total:,} bytes together, "
+            f"more than max-growth ({max_growth:,})"
+        )
+        declined |= {i.nodes[-1]: reason for i in growing}
+        growing = []
+    return Plan(tuple(free), tuple(growing), declined)

@@ -9,7 +9,7 @@ __all__ = ["merged_pads", "zero_pads"]
 
 
 def zero_pads(node: Node, rank: int) -> list[int] | None:
-    """Return the pads (begins, then ends, per axis of `rank`) of a Pad that only adds zeros; None for any other node."""
+    """Return the pads (begins of all `rank` axes, then ends) of a Pad that only adds zeros; None for any other node."""
     pads = node.constant(1)
     if not node.is_op("Pad") or pads is None or node.attrs.get("mode", "constant") != "constant":
         return None

@@ -312,6 +312,41 @@ def test_an_island_of_several_results_counts_them_all() -> None:
     assert "storing its result would add 7,1" in result.skips[0].reason
 
 
+def test_results_of_different_rounds_share_the_cap() -> None:
+    # The size of g is known only after the nodes before it have been evaluated.
+    text = net(
+        "(float[1] x) => (float[1] y)",
+        "int64[1] n = {900}, int64[1] one = {1}, int64[1] flat = {-1}",
+        """f = ConstantOfShape(n)  a = Add(x, f)  b = ReduceMax(a)
+           z = NonZero(one)  r = Reshape(z, flat)  s = Add(r, n)  g = ConstantOfShape(s)
+           c = Add(b, g)  y = ReduceMax(c)""",
+    )
+    result = check_pass(
+        "fold-constants{max-growth=4000}", text, changed=True, removed=["NonZero", "Reshape", "Add"]
+    )
+    assert [s.where for s in result.skips] == ["f", "g"]
+    assert all("one of 2 results that would add 7," in s.reason for s in result.skips)
+    check_pass(
+        "fold-constants{max-growth=8000}",
+        text,
+        changed=True,
+        removed=["NonZero", "Reshape", "Add", "ConstantOfShape", "ConstantOfShape"],
+    )
+
+
+def test_many_values_that_are_fine_one_by_one_do_not_fill_the_memory() -> None:
+    fill = " ".join(f"f{i} = ConstantOfShape(n)" for i in range(100))
+    text = net(
+        "(float[1] x) => (float[1] y)",
+        "int64[1] n = {250000}",
+        f"{fill}  s = Sum({', '.join(f'f{i}' for i in range(100))})  m = ReduceMax(s)  y = Add(x, m)",
+    )
+    model = parse_model(text)
+    result = FoldConstants().run(model.clone(), Context(original=model))
+    assert not result.changed
+    assert result.skips[0].reason.startswith("evaluating it takes 101,000,004 bytes")
+
+
 def test_a_constant_that_a_subgraph_needs_too_does_not_make_room() -> None:
     text = net(
         "(float[2] x, bool cond) => (float[a] y)",
