@@ -14,7 +14,16 @@ from onnxcomp.ir.ops import SCALE_OR_SHIFT
 from onnxcomp.ir.shapes import ValueType
 from onnxcomp.numerics.affine_fold import Affine, batchnorm_affine
 
-__all__ = ["Channels", "Refusal", "Step", "affine_step", "combined", "input_channels", "output_channels"]
+__all__ = [
+    "Channels",
+    "Refusal",
+    "Step",
+    "affine_step",
+    "combined",
+    "input_channels",
+    "normalization",
+    "output_channels",
+]
 
 Array = NDArray[Any]
 Types = Mapping[str, ValueType]
@@ -80,12 +89,11 @@ class Step:
         return _finite(_elementwise(self.node.op, values, self.data))
 
     def _batchnorm(self, where: Channels) -> Affine | Refusal:
-        arrays = [self.node.inputs[i].values for i in range(1, 5)]
         if where.axis != 1:
             return Refusal(f"it normalizes axis 1, but the channels lie along axis {where.axis}")
-        if any(a.shape != (where.count,) for a in arrays):
+        if any(parameter.shape != (where.count,) for parameter in self.node.inputs[1:5]):
             return Refusal(f"its parameters do not fit {where.count} channels")
-        return _finite(batchnorm_affine(*arrays, epsilon=self.node.attrs.get("epsilon", 1e-5)))
+        return _finite(normalization(self.node))
 
     def keeps_shape(self, types: Types, where: Channels) -> bool:
         """Return whether the step is known to leave the shape of its data alone, whose channels lie `where`."""
@@ -123,6 +131,12 @@ def _batchnorm_step(node: Node) -> Step | Refusal:
         if node.constant(index) is None:
             return Refusal(f"its {part} is not a constant")
     return Step(node, 0)
+
+
+def normalization(node: Node) -> Affine:
+    """Return what a BatchNormalization with constant parameters does to its channels."""
+    scale, bias, mean, variance = (parameter.values for parameter in node.inputs[1:5])
+    return batchnorm_affine(scale, bias, mean, variance, node.attrs.get("epsilon", 1e-5))
 
 
 def _elementwise(op: str, values: NDArray[np.float64], data: int) -> Affine:

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.affine import Channels, Refusal, Step, Types, input_channels, output_channels
+from onnxcomp.analysis.affine import (
+    Channels,
+    Refusal,
+    Step,
+    Types,
+    input_channels,
+    normalization,
+    output_channels,
+)
 from onnxcomp.ir.graph import Node
 from onnxcomp.numerics import affine_fold as fold
 from onnxcomp.numerics.affine_fold import Affine
@@ -38,7 +46,7 @@ def fold_after(node: Node, step: Step, types: Types) -> Rewrite | Refusal:
     if isinstance(affine, Refusal):
         return affine
     if node.is_op("BatchNormalization"):
-        return _batchnorm(node, _own(node).then(affine))
+        return _batchnorm(node, normalization(node).then(affine))
     bias = _bias(node)
     if isinstance(bias, Refusal):
         return bias
@@ -66,7 +74,7 @@ def fold_before(node: Node, step: Step, types: Types) -> Rewrite | Refusal:
     if not step.keeps_shape(types, where):
         return Refusal("it may enlarge what it reads, or the shape of that is unknown")
     if node.is_op("BatchNormalization"):
-        return _batchnorm(node, affine.then(_own(node)))
+        return _batchnorm(node, affine.then(normalization(node)))
     if affine.shifts and node.is_op("Conv", "ConvTranspose") and _mixes_borders(node):
         return Refusal(
             f"its shift would not reach all of the output of {node.op} {node.name!r} alike"
@@ -87,11 +95,6 @@ def fold_before(node: Node, step: Step, types: Types) -> Rewrite | Refusal:
                 moved = node.attrs.get("alpha", 1.0) * moved + (0 if bias is None else bias)
             new = new.T if node.attrs.get("transB") else new
     return _rewrite(node, where, None if (affine.scale == 1).all() else new, moved)
-
-
-def _own(node: Node) -> Affine:
-    arrays = [node.inputs[i].values for i in range(1, 5)]
-    return fold.batchnorm_affine(*arrays, epsilon=node.attrs.get("epsilon", 1e-5))
 
 
 def _batchnorm(node: Node, affine: Affine) -> Rewrite | Refusal:
