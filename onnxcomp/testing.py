@@ -67,7 +67,7 @@ _TINY = 1e-6
 """Magnitude below which an output counts as this large: rounding around zero has no scale of its own."""
 
 
-# --- outputs -----------------------------------------------------------------------------------------------------------
+# --- outputs ---------------------------------------------------------------------------------------------------------
 def assert_equal_outputs(
     reference: ModelLike,
     candidate: ModelLike,

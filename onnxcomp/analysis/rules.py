@@ -176,12 +176,9 @@ def _elementwise(flow: Flow, node: Node) -> list[Labels]:
 
 
 def _pool(flow: Flow, node: Node) -> list[Labels]:
-    ids = flow.channels(node, 1)
-    shape = flow.shape(node)
-    made = [flow.map.fresh_along(shape, 1, ids)]
     if len(node.outputs) > 1:
         raise Blocked(f"{node.op} {node.name!r} returns indices")
-    return made
+    return [flow.map.fresh_along(flow.shape(node), 1, flow.channels(node, 1))]
 
 
 def _reduce(flow: Flow, node: Node) -> list[Labels]:

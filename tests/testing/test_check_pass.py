@@ -188,6 +188,9 @@ def test_outputs_that_become_nan_fail_even_in_a_lossy_pass() -> None:
         check_pass(Liar(add_to_bias(float("nan"))), BEFORE.replace("y = Relu(g)", "y = Neg(g)"), changed=True)
 
 
-def test_one_pass_is_checked_at_a_time() -> None:
+def test_a_pass_may_be_given_as_text_but_only_one() -> None:
+    check_pass("remove-dead", BEFORE, AFTER, changed=True, removed=["Identity"])
+    with pytest.raises(AssertionError, match="takes one pass, not 2"):
+        check_pass("fold-constants,remove-dead", BEFORE, changed=True)
     with pytest.raises(UsageError, match="unknown pass 'no-such-pass'"):
         check_pass("no-such-pass", BEFORE, changed=False)
