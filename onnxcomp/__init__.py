@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir.files import load, save
 
 __version__ = "0.1.0"
+"""Of the package; stamped into files and reports."""
 
 __all__ = ["Pass", "Pipeline", "__version__", "channel_groups", "load", "optimize", "save"]
 

@@ -23,9 +23,9 @@ from onnxcomp.ir.proto import to_proto
 from onnxcomp.presets import DEFAULT, preset
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from typing_extensions import Unpack
 
+    from onnxcomp.ir.proto import ModelProto
     from onnxcomp.runtime.data import SampleSource
     from onnxcomp.runtime.preprocess import Preprocess
 

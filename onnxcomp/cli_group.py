@@ -16,6 +16,7 @@ from onnxcomp.errors import OnnxcompError
 __all__ = ["BUG", "CLOSED_PIPE", "INTERRUPTED", "USAGE", "Command", "Commands", "clean", "common_options"]
 
 USAGE, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
+"""Exit codes that no class in `onnxcomp.errors` has; CLOSED_PIPE is what a shell reports for SIGPIPE."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -25,6 +25,7 @@ else:
 __all__ = ["METRICS", "TEMPLATE", "Config", "read_config", "read_preprocess"]
 
 METRICS = ("top1", "agreement", "mse", "sqnr")
+"""What `metric` may be."""
 
 
 @dataclass(frozen=True)
@@ -246,3 +247,4 @@ preset = "exact"                       # or passes, never both
 # size = [224, 224]
 # channels = "RGB"
 """
+"""What `onnxcomp config init` writes: every key, explained."""

@@ -32,6 +32,7 @@ PRESETS = {
         ),
     )
 }
+"""All presets by name."""
 
 
 def preset(name: str) -> Preset:

@@ -14,6 +14,7 @@ from onnxcomp.ir.proto import stored
 __all__ = ["Cost", "Shapes", "model_cost", "node_macs", "weight_elements"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Concrete shapes by value name."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from onnxcomp.ir.graph import Constant, Graph, Node, Value
 __all__ = ["Blocked", "Flow", "Rule", "Shapes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Concrete shapes by value name."""
 
 
 class Blocked(Exception):  # noqa: N818 - a refusal, caught in this room
@@ -52,3 +53,4 @@ class Flow:
 
 
 Rule = Callable[[Flow, Node], "list[Labels]"]
+"""Returns the labels of every output of a node; raises Blocked where it cannot say."""

@@ -25,6 +25,7 @@ from onnxcomp.ir.graph import Constant, Node
 __all__ = ["AxisUse", "Ids", "LabelMap", "Labels", "Role", "compact", "meet"]
 
 Ids = NDArray[np.int64]
+"""An array of label numbers."""
 Role = Literal["produces", "consumes", "follows"]
 """How a stored tensor's axis relates to its labels: it makes them, contracts them, or is cut along with them."""
 

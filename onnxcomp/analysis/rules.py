@@ -11,7 +11,7 @@ from onnxcomp.analysis.labels import Ids, LabelMap, Labels, meet
 from onnxcomp.analysis.moves import MOVES
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
-from onnxcomp.ir.ops import ELEMENTWISE, MIXES_AXIS, POOLING, REDUCTIONS, UNARY
+from onnxcomp.ir.ops import ELEMENTWISE, MIXES_AXIS, MULTIPLIES, POOLING, REDUCTIONS, UNARY
 
 __all__ = ["propagate"]
 
@@ -171,7 +171,7 @@ def _same(flow: Flow, node: Node) -> list[Labels]:
 def _elementwise(flow: Flow, node: Node) -> list[Labels]:
     stored = [flow.labels(v) for v in node.inputs if isinstance(v, Constant)]
     computed = [flow.labels(v) for v in node.inputs if v.name and not isinstance(v, Constant)]
-    additive = node.op not in {"Mul", "Div", "PRelu"}
+    additive = node.op not in MULTIPLIES
     return [meet(flow.map, computed, stored, flow.shape(node), additive=additive)]
 
 

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Need: TypeAlias = Literal["calibration", "labels", "shapes"]
+"""What a pass may need of the driver: samples, their labels, concrete shapes of the graph inputs."""
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 

@@ -44,6 +44,7 @@ SCHEMA_VERSION = 1
 
 PassStatus = Literal["changed", "unchanged", "rolled-back", "failed"]
 RunStatus = Literal["done", "unchanged", "budget-not-met", "broken"]
+"""How a run ended; `broken` means that the final file failed verification."""
 
 
 @dataclass(frozen=True)

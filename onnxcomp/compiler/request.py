@@ -18,6 +18,7 @@ from onnxcomp.runtime.preprocess import Preprocess
 __all__ = ["Metric", "Request", "preflight"]
 
 Metric: TypeAlias = Literal["top1", "agreement", "mse", "sqnr"]
+"""What a result is judged by."""
 
 
 @dataclass(frozen=True)

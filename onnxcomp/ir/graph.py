@@ -20,6 +20,7 @@ from onnxcomp.errors import ModelError
 __all__ = ["Array", "Constant", "Graph", "Node", "Value", "Variable", "frozen", "is_default_domain"]
 
 Array: TypeAlias = NDArray[Any]
+"""Stored or computed tensor data of any dtype."""
 
 
 def is_default_domain(domain: str | None) -> bool:
@@ -68,6 +69,7 @@ class Constant(gs.Constant):
 
 
 Value: TypeAlias = Variable | Constant
+"""A named edge of the graph."""
 
 
 def frozen(values: Array) -> Array:

@@ -8,6 +8,7 @@ __all__ = [
     "ELEMENTWISE",
     "LINEAR",
     "MIXES_AXIS",
+    "MULTIPLIES",
     "NONDETERMINISTIC",
     "POOLING",
     "QUANTIZATION",
@@ -78,3 +79,6 @@ RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 SCALE_OR_SHIFT = frozenset({"Add", "Div", "Mul", "Sub"})
 """Arithmetic that scales or shifts one input where the other is a constant."""
+
+MULTIPLIES = frozenset({"Div", "Mul", "PRelu"})
+"""Elementwise operators that scale one input by another. Where any other one joins two values, it makes a residual stream."""

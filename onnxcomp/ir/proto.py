@@ -18,6 +18,7 @@ from onnxcomp.ir.tensors import read_tensor as read_inline
 
 __all__ = [
     "SKELETON_LIMIT",
+    "ModelProto",
     "TensorWriter",
     "from_proto",
     "numpy_dtype",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 TensorWriter: TypeAlias = Callable[[Constant], TensorProto]
+"""Turns a constant into a TensorProto, its data inside or beside the file."""
 
 SKELETON_LIMIT = 1024
 """Constants with more elements than this become typed inputs in a skeleton: shape arithmetic never needs them."""

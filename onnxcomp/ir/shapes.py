@@ -15,6 +15,7 @@ from onnxcomp.ir.proto import numpy_dtype, to_proto
 __all__ = ["Shape", "ValueType", "infer_types"]
 
 Shape: TypeAlias = tuple[int | str | None, ...]
+"""A size per axis: a number, the name of a symbolic size, or None where nothing is known."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 TensorReader: TypeAlias = Callable[[TensorProto], Array]
+"""Turns a TensorProto into an array; knows where external data lies."""
 
 _MAX_NDIM = 32
 """The most axes that every supported numpy can hold."""

@@ -35,6 +35,7 @@ SampleSource: TypeAlias = (
     | Iterable[Mapping[str, object]]
     | Callable[[], Iterable[Mapping[str, object]]]
 )
+"""Where samples come from: text as on the command line, a path, arrays by input, feeds, or a function that makes them."""
 
 
 class Samples:

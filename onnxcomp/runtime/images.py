@@ -24,6 +24,8 @@ Array = NDArray[Any]
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
+"""Files that count as images in a folder."""
+
 # Pillow clips deeper pixels at 255 when it converts them; 16-bit photographs would come out white.
 _EIGHT_BITS = frozenset(
     ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")

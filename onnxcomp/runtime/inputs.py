@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 Shapes = dict[str, tuple[int, ...]]
+"""Concrete shapes by input name."""
 
 FREE_SIZES = (64, 32, 224, 256, 320, 512, 1)
 """Sizes tried for a free axis other than the first: what image networks are most often exported for."""

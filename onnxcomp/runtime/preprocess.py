@@ -22,7 +22,9 @@ __all__ = ["Channels", "Layout", "Preprocess", "did_you_mean"]
 
 Array = NDArray[Any]
 Layout: TypeAlias = Literal["NCHW", "NHWC", "NHWC->NCHW"]
+"""The order of axes in a data file, and what it is turned into."""
 Channels: TypeAlias = Literal["RGB", "BGR", "L"]
+"""The order of colours that a network wants; L is grey."""
 
 _LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC", "NHWC->NCHW")
 _CHANNELS: tuple[Channels, ...] = ("RGB", "BGR", "L")
