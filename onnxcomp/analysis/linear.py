@@ -86,7 +86,7 @@ class LinearNode:
         return np.broadcast_to(array.reshape(-1).astype(np.float64) * beta, (count,)).copy()
 
     def install(self, model: Model, matrix: Array64, bias: Array64 | None, suffix: str) -> None:
-        """Store `matrix` `[g, o, d]` (and `bias` `[o]`) as this node's own weights, in the dtype it has."""
+        """Store `matrix` `[g, o, d]` (and `bias` `[o]`, None for the one there is) as this node's own, in its dtype."""
         old = self.weight_array()
         flat = matrix.reshape(-1, matrix.shape[2])
         array = flat.T if self.transposed else flat.reshape(old.shape)
@@ -94,9 +94,10 @@ class LinearNode:
         graph.set_constant(self.node, self.weight, np.ascontiguousarray(array.astype(old.dtype)), suffix)
         if self.layout == "gemm":
             self.node.attrs.pop("alpha", None)
-            self.node.attrs.pop("beta", None)
         if bias is None:
             return
+        if self.layout == "gemm":
+            self.node.attrs.pop("beta", None)
         if isinstance(self.node.input(2), Constant):
             graph.set_constant(self.node, 2, bias.astype(old.dtype), suffix)
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
@@ -53,14 +54,27 @@ class Spool:
         self._folder.cleanup()
 
     def write(self, name: str, array: Array) -> None:
-        """Append a batch of the value `name`."""
+        """Append a batch of the value `name`.
+
+        Raises:
+            UsageError: if the disk with the temporary folder is full.
+        """
         entries = self._index.setdefault(name, [])
         if name not in self._files:
             path = Path(self._folder.name) / f"{len(self._index)}-{id(entries)}"
             self._files[name] = path.open("w+b", buffering=0)
         file = self._files[name]
         entries.append((file.seek(0, 2), array.shape, array.dtype))
-        file.write(np.ascontiguousarray(array).data)
+        left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        try:
+            while left:
+                # A nearly full disk takes a part and says so only when asked for the rest.
+                left = left[file.write(left) :]
+        except OSError as problem:
+            raise UsageError(
+                f"calibration values cannot be kept in {tempfile.gettempdir()} ({problem.strerror}); "
+                "point TMPDIR to a disk with room, or use fewer samples"
+            ) from problem
 
     def read(self, name: str, batch: int) -> Array:
         """Return batch number `batch` of the value `name`."""
@@ -107,6 +121,7 @@ class Frontier:
         self._batches = batches
         self._threads = threads
         self._done: set[Node] = set()
+        self._held: set[str] = set()
         self._makers = {v.name: n for n in model.graph.nodes for v in n.outputs if v.name}
         self._readers: dict[str, set[Node]] = {}
         for node in model.graph.nodes:
@@ -126,11 +141,18 @@ class Frontier:
         return [node for node in self.model.graph.nodes if node in needed]
 
     def advance(self, wanted: Sequence[str]) -> Iterator[Feed]:
-        """Compute `wanted` for every batch and yield them batch by batch; consume it to the end."""
-        self._forget()
+        """Compute `wanted` for every batch and yield them batch by batch; consume it to the end.
+
+        Raises:
+            ValueError: for a value that is no longer known: it was passed unasked, or nothing read it any more.
+        """
+        self._forget(wanted)
         nodes = self.pending(wanted)
         inside = set(nodes)
         made = [v.name for n in nodes for v in n.outputs if v.name]
+        lost = [name for name in wanted if name not in self._spool and name not in made]
+        if lost:
+            raise ValueError(f"the value {lost[0]!r} has been passed; ask for it before what follows from it")
         later = {n: self._readers.get(n, set()) - inside - self._done for n in made}
         keep = [name for name in made if later[name] or name in wanted]
         fed = [n for n in dict.fromkeys(r for node in nodes for r in _reads(node)) if n in self._spool]
@@ -150,10 +172,25 @@ class Frontier:
         for batch in range(self._batches):
             yield {name: self._spool.read(name, batch) for name in wanted}
 
-    def _forget(self) -> None:
-        """Drop what no node that is still to run reads."""
+    def hold(self, name: str) -> None:
+        """Keep the value `name` although nothing reads it any more, until `release`."""
+        self._held.add(name)
+
+    def release(self, name: str) -> None:
+        """End a `hold`."""
+        self._held.discard(name)
+
+    def rewind(self, nodes: Collection[Node]) -> None:
+        """Make `nodes` run again, with the weights they have now; their inputs must still be held."""
+        self._done -= set(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                self._spool.drop(value.name)
+
+    def _forget(self, wanted: Collection[str]) -> None:
+        """Drop what nobody wants now or holds and no node that is still to run reads."""
         for name in self._spool.names:
-            if not self._readers.get(name, set()) - self._done:
+            if name not in wanted and name not in self._held and not self._readers.get(name, set()) - self._done:
                 self._spool.drop(name)
 
     def _session(self, nodes: list[Node], fed: list[str], outputs: list[str]) -> Session:
