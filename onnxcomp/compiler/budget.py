@@ -118,7 +118,12 @@ def uniform_keep(
         # Streams and inner channels share the burden from here on, so that neither is emptied.
         share = _smallest(lambda s: fits(counts(s, s)))
         removed = counts(share, share)
-    return keep_of(sizes, ladders, _give_back(ladders, removed, fits, limits)), True
+    while True:
+        spared = _give_back(ladders, removed, fits, limits)
+        keep = keep_of(sizes, ladders, spared)
+        if spared == removed or fits_exactly(cost(keep), target, cost({})):
+            return keep, True
+        removed = spared
 
 
 def _smallest(fits: Callable[[float], bool]) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
-from onnxcomp.ir.segment import with_outputs
+from onnxcomp.ir.segment import segment_bytes, with_outputs
 from onnxcomp.runtime import capture
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size, stream_values
 from onnxcomp.runtime.data import open_samples
@@ -71,11 +71,10 @@ class Count:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ran: list[str] = []
-        build_segment = capture.segment_bytes
 
         def counting(model: Model, nodes: Sequence[Any], *rest: Any) -> bytes:
             self.ran += [node.name for node in nodes]
-            return build_segment(model, nodes, *rest)
+            return segment_bytes(model, nodes, *rest)
 
         monkeypatch.setattr(capture, "segment_bytes", counting)
 
