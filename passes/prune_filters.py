@@ -55,6 +55,9 @@ class PruneFilters(Pass):
         "sequential",
         "refit layer by layer from the cut network's own values, once from the original's, or not at all",
     )
+    joint: int = option(
+        4, "steps of refining a producer and its only reader together after they have been refitted; 0 = off"
+    )
 
     def check(self) -> None:
         """Raise UsageError unless exactly one of ratio, macs and params is given and all are in range."""
@@ -72,6 +75,8 @@ class PruneFilters(Pass):
         for name, number in (("align", self.align), ("min-channels", self.min_channels)):
             if number < 1:
                 raise UsageError(f"{self.name}: {name}={number} is out of range; it is at least 1")
+        if self.joint < 0:
+            raise UsageError(f"{self.name}: joint={self.joint} is out of range; it is at least 0")
 
     def needs(self) -> frozenset[Need]:
         """Return `calibration` where selection or repair measures, and `shapes` always."""
@@ -242,7 +247,7 @@ class PruneFilters(Pass):
             done = refit_once(original, model, sites, kept, moments, RIDGE)
             log.note(f"{done} nodes refitted once, from the original network's values")
             return
-        errors = walk(original, model, sites, refit, context, shapes, "refitting")
+        errors = walk(original, model, sites, refit, context, shapes, "refitting", joint=self.joint)
         worst = sorted(errors, key=lambda item: -item[1])[:3]
         told = ", ".join(f"{site.name} {error:.1%}" for site, error in worst)
         log.note(f"{len(errors)} nodes refitted in order; largest relative errors: {told}")

@@ -9,7 +9,7 @@ branch (He 2017, "Channel pruning for accelerating very deep neural networks", s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.joint import Batch, Pair, Weights, refine
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.graph import Constant, Node, Value
 from onnxcomp.ir.model import Model
@@ -30,7 +31,14 @@ Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 RIDGE = 1e-3
-"""Ridge strength as a share of the mean variance of a layer's inputs."""
+"""Ridge strength, as a share of the mean variance of a layer's inputs, where samples are plenty."""
+
+RIDGE_FLOOR = 1e-4
+"""The least ridge strength: covariances of dead channels are singular."""
+
+NEIGHBOURS = 8
+"""So many neighbouring output positions tell about as much as one: with fewer truly independent samples than inputs the
+weights lean on what they were. Cross-validated strengths on ResNet-20 followed `inputs / independent samples`."""
 
 POSITIONS = 256
 """Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
@@ -55,6 +63,7 @@ class Visit:
     site: Site
     node: LinearNode
     moments: Moments
+    independent: float
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,14 @@ class Solution:
 Solver = Callable[[Visit], Solution | None]
 
 
-def refit(visit: Visit, strength: float = RIDGE) -> Solution:
-    """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression."""
+def refit(visit: Visit) -> Solution:
+    """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression.
+
+    The ridge leans towards the weights as they are, the more so the fewer independent samples there are per input.
+    """
     node, moments = visit.node, visit.moments
     prior = node.matrix()
+    strength = min(1.0, max(RIDGE_FLOOR, prior.shape[2] / visit.independent))
     if not node.has_bias:
         H, G = moments.second()
         return Solution(ridge(H, G, prior, strength), None)
@@ -88,12 +101,15 @@ def walk(
     context: Context,
     shapes: Mapping[str, tuple[int, ...]],
     what: str,
+    *,
+    joint: int = 0,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
     `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
-    progress.
+    progress. With `joint`, a convolution and its only reader that
+    are both sites are refined together after the reader has been solved, by at most that many steps.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -114,14 +130,25 @@ def walk(
             count += 1
         old = Frontier(original, first, count, threads=context.threads)
         new = Frontier(compressed, second, count, threads=context.threads)
+        pairs = find_pairs(compressed, [site.name for site in sites]) if joint else {}
+        seen: dict[str, Moments] = {}
+        for each in pairs.values():
+            new.hold(each.producer.input)
         for step, site in enumerate(sites):
             context.progress(what, step, len(sites))
             node = linear_node(nodes[site.name])
             assert node is not None, site.name
             stop = _Stop(site, node, _other_branch(node.node, original, new), context.seed)
-            moments, solution = _solve_at(stop, old, new, solve)
+            moments, solution = _visit(stop, old, new, solve)
+            link = pairs.get(site.name)
+            if link is not None and solution is not None:
+                inputs = (seen.pop(link.producer.node.name), moments)
+                _refine_pair(stop, link, inputs, old, new, joint, context.threads)
+                moments, solution = _visit(stop, old, new, solve)
+            if link is not None:
+                new.release(link.producer.input)
+            seen[site.name] = moments
             if solution is not None:
-                node.install(compressed, solution.matrix, solution.bias, "refit")
                 errors.append((site, _missed(moments, solution, node.has_bias)))
         context.progress(what, len(sites), len(sites))
     return errors
@@ -164,16 +191,65 @@ class _Columns:
     added: Array
 
 
+def _visit(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple[Moments, Solution | None]:
+    """Solve at `stop` and install what comes back."""
+    moments, solution = _solve_at(stop, old, new, solve)
+    if solution is not None:
+        stop.node.install(new.model, solution.matrix, solution.bias, "refit")
+    return moments, solution
+
+
+def _refine_pair(
+    stop: _Stop,
+    link: PairLink,
+    moments: tuple[Moments, Moments],
+    old: Frontier,
+    new: Frontier,
+    steps: int,
+    threads: int,
+) -> None:
+    """Refine the reader at `stop` together with its producer, and make what lies between them run again."""
+    node = stop.node
+    bounds = _activation_bounds(node.node, new.model, stop.other) or (-np.inf, np.inf)
+    pair = Pair(link.producer, node, link.bounds, bounds)
+    extra = [stop.other] if stop.other else []
+
+    def batches() -> Iterator[Batch]:
+        for was, now in zip(
+            old.again([node.output, *extra]), new.again([link.producer.input, *extra]), strict=True
+        ):
+            wanted = node.pick_out(was[node.output], stop.site.rows)
+            added: Array = np.zeros((1,) * wanted.ndim, np.float32)
+            if stop.other:
+                added = now[stop.other]
+                wanted = wanted + (node.pick_out(was[stop.other], stop.site.rows) - added)
+            yield Batch(now[link.producer.input], wanted, added)
+
+    start = Weights(*(_float32(n, i) for n in (link.producer.node, node.node) for i in (1, 2)))
+    found = refine(pair, start, moments, batches, steps, stop.rng, threads)
+    for linear, weight, bias in ((link.producer, found.w1, found.b1), (node, found.w2, found.b2)):
+        linear.install(new.model, weight.reshape(linear.group, -1, weight[0].size), bias, "refit")
+    new.rewind(link.between)
+
+
+def _float32(node: Node, index: int) -> Array:
+    array = node.constant(index)
+    assert array is not None, f"{node.name} has been solved and has weight and bias"
+    return np.asarray(array, np.float32)
+
+
 def _solve_at(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple[Moments, Solution | None]:
     """Advance both frontiers to `stop`, solve, and sharpen the solution where an activation follows."""
     node = stop.node
     wanted_old = [node.output, *([stop.other] if stop.other else [])]
     wanted_new = [node.input, *([stop.other] if stop.other else [])]
-    moments, rng = Moments(), stop.rng()
+    moments, rng, independent = Moments(), stop.rng(), 0.0
     for was, now in zip(old.advance(wanted_old), new.advance(wanted_new), strict=True):
         batch = stop.columns(was, now, rng)
         moments.add(batch.x, batch.y)
-    solution = solve(Visit(stop.site, node, moments))
+        x = now[node.input]
+        independent += len(x) * max(1.0, node.positions(x) / NEIGHBOURS)
+    solution = solve(Visit(stop.site, node, moments, independent))
     bounds = _activation_bounds(node.node, new.model, stop.other)
     if bounds is None or not node.has_bias:
         return moments, solution
@@ -184,7 +260,7 @@ def _solve_at(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple
         for was, now in zip(old.again(wanted_old), new.again(wanted_new), strict=True):
             batch = stop.columns(was, now, rng)
             again.add_target(batch.x, _forgiven(batch, solution, bounds))
-        solution = solve(Visit(stop.site, node, again))
+        solution = solve(Visit(stop.site, node, again, independent))
     return moments, solution
 
 
@@ -241,6 +317,37 @@ def _missed(moments: Moments, solution: Solution, centred: bool) -> float:
         np.einsum("god,gde,goe->", W, H, W, optimize=True)
     )
     return max(0.0, 1.0 - explained / variance) if variance > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class PairLink:
+    """A producer, the bounds of the activation between it and its only reader, and the nodes up to there."""
+
+    producer: LinearNode
+    bounds: tuple[float, float]
+    between: tuple[Node, ...]
+
+
+def find_pairs(model: Model, names: Sequence[str]) -> dict[str, PairLink]:
+    """Return, by the reader's name, the convolutions among `names` that one other of them alone reads.
+
+    Between them stands one Relu or Clip. In a chain every node is reader of one pair and producer of the next.
+    """
+    found: dict[str, PairLink] = {}
+    nodes = {node.name: node for node in model.graph.nodes}
+    wanted = set(names)
+    for name in names:
+        producer = linear_node(nodes[name])
+        activation = model.graph.sole_use(nodes[name].output)
+        if producer is None or producer.layout != "conv" or activation is None:
+            continue
+        bounds = _activation_bounds(nodes[name], model, None)
+        reader = model.graph.sole_use(activation.output) if bounds is not None else None
+        if bounds is None or reader is None or reader.name not in wanted or not reader.is_op("Conv"):
+            continue
+        if reader.inputs[0] is activation.output and linear_node(reader) is not None:
+            found[reader.name] = PairLink(producer, bounds, (nodes[name], activation))
+    return found
 
 
 def _other_branch(node: Node, original: Model, new: Frontier) -> str | None:
