@@ -174,7 +174,7 @@ def _sizes(
                     f"axis {axis} of input '{name}' is {declared}; it cannot be set to {given[axis]}"
                 )
             sizes.append(declared)
-        elif declared == symbol if symbol is not None else axis == 0:
+        elif (axis == 0) if symbol is None else (declared == symbol):
             sizes.append(batch)
         elif given is not None:
             sizes.append(given[axis])
