@@ -13,6 +13,9 @@ from onnxcomp.analysis.cutcost import Keep
 
 __all__ = ["Ladder", "Limits", "fits_exactly", "uniform_keep"]
 
+CLOSE = 0.002
+"""A budget counts as filled when no more than this share of the whole is left of it: shares stay nearly equal."""
+
 Mask = NDArray[np.bool_]
 Cost = Callable[[Keep], int]
 
@@ -91,12 +94,15 @@ def uniform_keep(
     cost: Cost,
     target: int,
     limits: Limits,
+    *,
+    fill: bool = True,
 ) -> tuple[dict[str, Mask], bool]:
     """Return the units to keep so that `cost` falls to `target` or just below, and whether it did.
 
     The inner ladders lose the smallest common share that fits; residual streams follow with a share of their own only
     where the inner ones alone do not suffice. What rounding then leaves of the budget is given back unit by unit, the
-    dearest removal first.
+    dearest removal first. Without `fill` that
+    is left undone: such a plan removes from no ladder less than any plan over ladders of another order.
     """
     inner, streams = list(tiers_inner), list(tiers_streams)
     ladders = inner + streams
@@ -118,10 +124,12 @@ def uniform_keep(
         # Streams and inner channels share the burden from here on, so that neither is emptied.
         share = _smallest(lambda s: fits(counts(s, s)))
         removed = counts(share, share)
+    if not fill:
+        return keep_of(sizes, ladders, removed), True
     while True:
         spared = _give_back(ladders, removed, fits, limits)
         keep = keep_of(sizes, ladders, spared)
-        if spared == removed or fits_exactly(cost(keep), target, cost({})):
+        if spared == removed or cost(keep) >= target - CLOSE * cost({}):
             return keep, True
         removed = spared
 
