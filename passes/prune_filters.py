@@ -129,11 +129,6 @@ class PruneFilters(Pass):
         limits = Limits(self.align, self.min_channels, self.max_ratio)
         sizes = {group.name: group.units for group in open_groups}
         blank = {group.name: blank_ladders(group) for group in open_groups}
-        if not open_groups:
-            log.shortfall = (
-                self._shortfall_text("no channel group can be cut", groups) if self.ratio is None else None
-            )
-            return {}
         if self.ratio is not None:
             depths = {name: [at_share(x, self.ratio, limits) for x in steps] for name, steps in blank.items()}
             ladders = self._ladders(model, open_groups, depths, context, shapes)
@@ -164,19 +159,19 @@ class PruneFilters(Pass):
             log.note(f"the budget {what}={share:g} is met without cutting")
             return {}
 
-        def plan(ladders: Mapping[str, Sequence[Ladder]]) -> tuple[dict[str, Mask], bool]:
+        def plan(ladders: Mapping[str, Sequence[Ladder]], fill: bool) -> tuple[dict[str, Mask], bool]:
             inner = [x for g in open_groups if not g.coupled for x in ladders[g.name]]
             streams = [x for g in open_groups if g.coupled for x in ladders[g.name]]
             return uniform_keep(
-                sizes, inner, streams, lambda keep: cutcost.count(keep)[place], target, limits
+                sizes, inner, streams, lambda keep: cutcost.count(keep)[place], target, limits, fill=fill
             )
 
-        rough, _ = plan(blank)
+        rough, _ = plan(blank, fill=False)
         depths = {g.name: self._depths(g, rough.get(g.name), limits) for g in open_groups}
         ordered: dict[str, list[Ladder]] = {g.name: [] for g in open_groups}
         for ladder in self._ladders(model, open_groups, depths, context, shapes):
             ordered[ladder.group].append(ladder)
-        keep, reached = plan(ordered)
+        keep, reached = plan(ordered, fill=True)
         achieved = cutcost.count(keep)[place]
         if not reached:
             log.shortfall = self._shortfall_text(
@@ -214,7 +209,10 @@ class PruneFilters(Pass):
     def _whole(self, context: Context, what: Literal["macs", "params"]) -> int:
         """Return what the pipeline's input costs: budgets are shares of that."""
         feeds = {n: np.zeros(s, _dtype(context.original, n)) for n, s in context.input_shapes.items()}
-        cost = model_cost(context.original, observe_shapes(context.original, feeds, threads=context.threads))
+        shapes = observe_shapes(
+            context.original, feeds, threads=context.threads, custom_op_libs=context.custom_op_libs
+        )
+        cost = model_cost(context.original, shapes)
         return (cost.macs or 0) if what == "macs" else cost.parameters
 
     def _shortfall_text(self, text: str, groups: ChannelGroups) -> str:

@@ -101,8 +101,7 @@ def uniform_keep(
 
     The inner ladders lose the smallest common share that fits; residual streams follow with a share of their own only
     where the inner ones alone do not suffice. What rounding then leaves of the budget is given back unit by unit, the
-    dearest removal first. Without `fill` that
-    is left undone: such a plan removes from no ladder less than any plan over ladders of another order.
+    dearest removal first; without `fill` nothing is given back, so that no filled plan removes more from any ladder.
     """
     inner, streams = list(tiers_inner), list(tiers_streams)
     ladders = inner + streams
