@@ -187,6 +187,21 @@ def test_the_refit_is_the_least_squares_solution_on_the_kept_columns() -> None:
         np.testing.assert_array_equal(left.graph.constants[name].values, bare.graph.constants[name].values)
 
 
+def test_a_node_without_a_bias_is_fitted_to_what_is_there_and_not_to_its_deviations() -> None:
+    text = net(
+        "(float[N,5] x) => (float[N,4] y)",
+        "float[5,6] a, float[6] p, float[6,4] b",
+        "h = Gemm(x, a, p) r = Relu(h) y = MatMul(r, b)",
+    )
+    keep = [0, 1, 4]
+    original, _, left, done = refitted(text, {group_of(text, "h"): keep}, 1e-9)
+    assert done == 1
+    values = original.graph.constants
+    hidden = np.maximum(noise(original)["x"] @ values["a"].values + values["p"].values, 0).astype(np.float64)
+    solution = np.linalg.lstsq(hidden[:, keep], hidden @ values["b"].values, rcond=None)[0]
+    np.testing.assert_allclose(left.graph.constants["b"].values, solution, rtol=1e-3, atol=1e-4)
+
+
 def test_a_node_without_statistics_or_without_a_lost_input_is_passed_over() -> None:
     original, left, kept = cut(CHAIN, {group_of(CHAIN, "three"): [6]})
     before = {name: c.values for name, c in left.graph.constants.items()}

@@ -166,8 +166,17 @@ def test_the_ridge_of_daily_use_costs_little_of_that() -> None:
     assert gap(original, left) < broken / 3
 
 
-@pytest.mark.parametrize("output", ["h", "i", "g"])
-def test_duplicates_are_restored_wherever_they_are_cut(output: str) -> None:
+@pytest.mark.parametrize(
+    "keep",
+    [
+        {"h": [0, 1, 5]},
+        {"i": [0, 1, 5]},
+        {"g": [0, 1, 5]},
+        {"h": [0, 4, 5], "i": [1, 3, 5]},
+        {"h": [2, 3, 4], "i": [0, 4, 5], "g": [1, 2, 3]},
+    ],
+)
+def test_duplicates_are_restored_wherever_they_are_cut(keep: Mapping[str, Sequence[int]]) -> None:
     """Convolution read by a convolution, by a Gemm behind a Flatten, and a Gemm read by a MatMul without a bias."""
     text = net(
         SIGNATURE,
@@ -181,7 +190,7 @@ def test_duplicates_are_restored_wherever_they_are_cut(output: str) -> None:
         given[name][3:] = given[name][:3]
     given["c"][:, 3:] = given["c"][:, :3]
     original = parse_model(text, given)
-    left, sites = cut(original, {output: [0, 1, 5]})
+    left, sites = cut(original, keep)
     assert gap(original, left) > 0.02
     repaired(original, left, sites, feeds=noise(original, 256))
     assert gap(original, left) < 1e-4
