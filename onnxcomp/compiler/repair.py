@@ -297,7 +297,8 @@ def _activation_bounds(node: Node, model: Model, other: str | None) -> tuple[flo
         reader.input(i) is None or reader.constant(i) is not None for i in (1, 2)
     ):
         low, high = reader.constant(1), reader.constant(2)
-        return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+        # Bounds are scalars by the standard, and arrays of one element in files that runtimes accept all the same.
+        return (-np.inf if low is None else low.item()), (np.inf if high is None else high.item())
     return None
 
 
