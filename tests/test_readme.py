@@ -68,6 +68,17 @@ def test_the_readme_opens_with_two_commands_one_of_which_does_the_main_job() -> 
     assert "python -m pytest" in tests
 
 
+def test_the_checks_install_and_test_as_the_readme_says() -> None:
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    (_, job), (_, tests) = blocks("sh")[:2]
+    assert "pip install ." in job and " pip install . " in script
+    assert "pip install -e '.[test]'" in tests and " pip install -e '.[test," in script
+    assert "python -m pytest" in tests and " python -m pytest -q " in script
+    passes = re.search(r"--passes '(.+)'", job)
+    assert passes is not None and passes[0] in script
+
+
 @pytest.mark.parametrize("body", named(SHELL))
 def test_the_commands_of_a_shell_block_run(body: str, tmp_path: Path) -> None:
     for command in commands(body):
