@@ -123,14 +123,10 @@ class LinearNode:
         """Return how many output columns one sample of the batch `x` has."""
         if self.layout == "conv":
             return int(np.prod(self.window(x.shape[2:]).output_size(x.shape[2:])))
-        return (
-            1
-            if x.ndim == 2 and self.layout != "left"
-            else int(np.prod(x.shape[1:-2], dtype=int)) * self._rows(x)
-        )
-
-    def _rows(self, x: Array) -> int:
-        return int(x.shape[-1] if self.layout == "left" else x.shape[-2])
+        if x.ndim == 1 or (x.ndim == 2 and self.layout != "left"):
+            return 1
+        rows = x.shape[-1] if self.layout == "left" else x.shape[-2]
+        return int(np.prod(x.shape[1:-2], dtype=int) * rows)
 
     def columns_in(self, x: Array, positions: Array | None) -> Array:
         """Return a batch of inputs as columns `[g, d, n]`, float32, at the chosen output positions of every sample."""
@@ -158,11 +154,13 @@ class LinearNode:
 
     def pick_out(self, y: Array, rows: Array) -> Array:
         """Return outputs `y` reduced to the channels `rows`."""
-        axis = {"conv": 1, "gemm": 1, "right": -1, "left": -2}[self.layout]
+        axis = {"conv": 1, "gemm": 1, "right": -1, "left": max(-2, -y.ndim)}[self.layout]
         return y.take(rows, axis)
 
 
 def _columns(x: Array, layout: str, positions: Array | None) -> Array:
+    if x.ndim == 1:
+        return np.array(x[None, :, None], np.float32)
     if layout == "left":
         x = x.swapaxes(-1, -2)
     if x.ndim > 2:

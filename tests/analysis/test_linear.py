@@ -162,6 +162,21 @@ def test_the_axes_of_the_weight_are_those_of_inputs_and_outputs(name: str) -> No
     assert linear.matrix().shape[2] == weight.shape[linear.in_axis] * int(np.prod(kernel, dtype=int))
 
 
+@pytest.mark.parametrize(
+    ("product", "shape"), [("MatMul(x, w)", "6,5"), ("MatMul(w, x)", "5,6")], ids=["right", "left"]
+)
+def test_a_vector_is_one_column(product: str, shape: str) -> None:
+    model = parse_model(net("(float[6] x) => (float[5] y)", f"float[{shape}] w", f"y = {product}"))
+    linear = linear_node(model.graph.nodes[0])
+    assert linear is not None
+    x, y = values(model)
+    assert (linear.positions(x), linear.columns_in(x, None).shape) == (1, (1, 6, 1))
+    np.testing.assert_allclose(
+        computed(linear, linear.columns_in(x, None)), linear.columns_out(y, None), rtol=1e-4
+    )
+    np.testing.assert_array_equal(linear.pick_out(y, np.array([0, 4])), y[[0, 4]])
+
+
 def test_columns_of_channels_are_the_positions_of_the_input_itself() -> None:
     model, linear = single("conv-grouped")
     x, _ = values(model)

@@ -72,6 +72,7 @@ def test_a_model_without_a_group_that_can_be_cut_stays_and_says_so(body: str, st
         (PruneFilters(params=0.0), "params=0 leaves nothing"),
         (PruneFilters(macs=0.5, max_ratio=1.1), "max-ratio=1.1 is out of range; 0 <= max-ratio <= 1"),
         (PruneFilters(macs=0.5, align=0), "align=0 is out of range; it is at least 1"),
+        (PruneFilters(macs=0.5, joint=-1), "joint=-1 is out of range; it is at least 0"),
         (PruneFilters(macs=0.5, min_channels=0), "min-channels=0 is out of range; it is at least 1"),
     ],
 )
