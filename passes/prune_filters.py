@@ -63,8 +63,8 @@ class PruneFilters(Pass):
         """Raise UsageError unless exactly one of ratio, macs and params is given and all are in range."""
         given = [name for name in ("ratio", "macs", "params") if getattr(self, name) is not None]
         if len(given) != 1:
-            said = " and ".join(given) if given else "none of them"
-            raise UsageError(f"{self.name}: give one of ratio, macs and params; {said} is given")
+            said = f"{' and '.join(given)} are given" if given else "none of them is given"
+            raise UsageError(f"{self.name}: give one of ratio, macs and params; {said}")
         in_range(self.name, "ratio", self.ratio, 0, 1, open_high=True)
         for name in ("macs", "params"):
             value = getattr(self, name)
@@ -77,6 +77,10 @@ class PruneFilters(Pass):
                 raise UsageError(f"{self.name}: {name}={number} is out of range; it is at least 1")
         if self.joint < 0:
             raise UsageError(f"{self.name}: joint={self.joint} is out of range; it is at least 0")
+
+    def may_fall_short(self) -> bool:
+        """Return whether a budget is given, which the model may turn out not to reach."""
+        return self.ratio is None
 
     def needs(self) -> frozenset[Need]:
         """Return `calibration` where selection or repair measures, and `shapes` always."""

@@ -204,6 +204,10 @@ class Pass(ABC):
         """Raise UsageError where options contradict each other or are out of range; called before any file is read."""
         return
 
+    def may_fall_short(self) -> bool:
+        """Return whether `run` may end with a shortfall, so that the best effort needs a place to go."""
+        return False
+
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassResult:
         """Transform `model` (in place or not) and say what was done."""

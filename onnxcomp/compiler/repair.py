@@ -108,8 +108,8 @@ def walk(
 
     `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
-    progress. With `joint`, a convolution and its only reader that
-    are both sites are refined together after the reader has been solved, by at most that many steps.
+    progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
+    has been solved, by at most that many steps.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -128,8 +128,10 @@ def walk(
                 first.write(name, array)
                 second.write(name, array)
             count += 1
-        old = Frontier(original, first, count, threads=context.threads)
-        new = Frontier(compressed, second, count, threads=context.threads)
+        old, new = (
+            Frontier(net, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
+            for net, spool in ((original, first), (compressed, second))
+        )
         pairs = find_pairs(compressed, [site.name for site in sites]) if joint else {}
         seen: dict[str, Moments] = {}
         for each in pairs.values():
@@ -393,6 +395,7 @@ def collect_moments(
         samples,
         size,
         threads=context.threads,
+        custom_op_libs=context.custom_op_libs,
         progress=lambda done: context.progress(what, done, total),
     )
     for values in stream:

@@ -172,7 +172,10 @@ def _check_judging(request: Request) -> None:
 
 def _check_outputs(request: Request) -> None:
     targets = [("output", request.output), *(("report", r) for r in request.reports)]
-    if request.output is not None and (request.judged or request.require_smaller):
+    bounded = (
+        request.judged or request.require_smaller or any(step.may_fall_short() for step in request.passes)
+    )
+    if request.output is not None and bounded:
         targets.append(("best effort", request.best_effort))
     seen: set[Path] = set()
     for role, path in targets:

@@ -115,11 +115,20 @@ class Frontier:
     changed between steps.
     """
 
-    def __init__(self, model: Model, spool: Spool, batches: int, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        spool: Spool,
+        batches: int,
+        *,
+        threads: int = 0,
+        custom_op_libs: Sequence[str] = (),
+    ) -> None:
         self.model = model
         self._spool = spool
         self._batches = batches
         self._threads = threads
+        self._libraries = tuple(custom_op_libs)
         self._done: set[Node] = set()
         self._held: set[str] = set()
         self._makers = {v.name: n for n in model.graph.nodes for v in n.outputs if v.name}
@@ -190,7 +199,11 @@ class Frontier:
     def _forget(self, wanted: Collection[str]) -> None:
         """Drop what nobody wants now or holds and no node that is still to run reads."""
         for name in self._spool.names:
-            if name not in wanted and name not in self._held and not self._readers.get(name, set()) - self._done:
+            if (
+                name not in wanted
+                and name not in self._held
+                and not self._readers.get(name, set()) - self._done
+            ):
                 self._spool.drop(name)
 
     def _session(self, nodes: list[Node], fed: list[str], outputs: list[str]) -> Session:
@@ -202,7 +215,7 @@ class Frontier:
             outputs,
             {name: ndim for name, (_, ndim) in kinds.items()},
         )
-        return Session(data, threads=self._threads)
+        return Session(data, threads=self._threads, custom_op_libs=self._libraries)
 
 
 def _reads(node: Node) -> list[str]:
@@ -216,11 +229,13 @@ def stream_values(
     batch: int,
     *,
     threads: int = 0,
+    custom_op_libs: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Feed]:
     """Yield the values `names` for batch after batch of `samples`, from whole runs of `model`."""
     inputs = {v.name for v in model.graph.inputs}
-    session = Session(with_outputs(model, [n for n in names if n not in inputs]), threads=threads)
+    extended = with_outputs(model, [n for n in names if n not in inputs])
+    session = Session(extended, threads=threads, custom_op_libs=custom_op_libs)
     done = 0
     for feed in samples.batches(batch):
         found = session.run(feed, [n for n in names if n not in inputs])
