@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +43,13 @@ class CutCost:
     """Parameters and MACs of `model` as functions of the units kept.
 
     The MACs of a Conv, Gemm or MatMul are the elements of its weight times the positions it is applied at, so that both
-    counts follow from the sizes of the cut axes.
+    counts follow from the sizes of the cut axes. `biases` names weights, with their axes of output channels, whose nodes
+    will be given a bias by a refit.
     """
 
-    def __init__(self, model: Model, groups: ChannelGroups, shapes: Shapes) -> None:
+    def __init__(
+        self, model: Model, groups: ChannelGroups, shapes: Shapes, biases: Iterable[tuple[str, int]] = ()
+    ) -> None:
         cut: dict[str, dict[int, tuple[int, tuple[_Part, ...]]]] = {}
         for group in groups:
             for member in group.members:
@@ -69,6 +72,13 @@ class CutCost:
         self._tensors = tuple(
             _Tensor(weight_elements(c), each.get(c.name, 0.0), tuple(cut.get(c.name, {}).values()))
             for c in stored(model.graph)
+        ) + tuple(
+            _Tensor(
+                model.graph.constants[name].values.shape[axis],
+                0.0,
+                tuple(filter(None, [cut.get(name, {}).get(axis)])),
+            )
+            for name, axis in biases
         )
 
     def count(self, keep: Keep) -> tuple[int, int]:

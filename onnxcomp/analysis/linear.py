@@ -134,13 +134,17 @@ class LinearNode:
             return patches(x, self.window(x.shape[2:]), self.group, positions)
         return _columns(x, self.layout, positions)
 
-    def channels_in(self, x: Array, positions: Array | None) -> Array:
-        """Return a batch of convolution inputs as columns of channels `[g, c, n]` at the chosen input positions."""
-        flat = x.reshape(*x.shape[:2], -1)
-        if positions is not None:
-            flat = flat[:, :, positions]
+    def channels_in(self, x: Array, channels: int, rng: np.random.Generator, most: int = 256) -> Array:
+        """Return a batch of inputs as columns of channels `[g, channels / g, n]`, at most `most` columns of a sample.
+
+        Columns of one channel are those that `weight.reshape(o, channels, -1)` holds together: the pixels of a
+        convolution's input, or the features that a Flatten made of one channel.
+        """
+        flat = x.reshape(len(x), channels, -1)
+        if flat.shape[2] > most:
+            flat = flat[:, :, np.sort(rng.choice(flat.shape[2], most, replace=False))]
         columns = np.ascontiguousarray(flat.swapaxes(0, 1), np.float32)
-        return columns.reshape(self.group, x.shape[1] // self.group, -1)
+        return columns.reshape(self.group, channels // self.group, -1)
 
     def columns_out(self, y: Array, positions: Array | None) -> Array:
         """Return a batch of outputs as columns `[g, o, n]`, float32, matching `columns_in`."""

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node
-from onnxcomp.compiler.repair import Site
+from onnxcomp.compiler.repair import Site, too_wide
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 
-__all__ = ["damaged_sites", "kept_positions", "refit_once"]
+__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "refit_once"]
 
 Rows = NDArray[np.int64]
 Keep = Mapping[str, NDArray[np.bool_]]
@@ -50,7 +50,7 @@ def damaged_sites(
             name = was.node.inputs[was.weight].name
             sliced = (name, was.out_axis) in kept
             if dirty or (name, was.in_axis) in kept:
-                reason = left_alone(node.name) or _shared(original, was)
+                reason = left_alone(node.name) or _shared(original, was) or too_wide(linear)
                 if reason:
                     refused[node.name] = reason
                 else:
@@ -58,10 +58,22 @@ def damaged_sites(
                     sites.append(Site(node.name, rows))
             dirty = dirty or sliced or (name, was.in_axis) in kept
         else:
-            dirty = dirty or any((v.name, axis) in kept for v in node.inputs for axis in range(4))
+            dirty = dirty or any(
+                (v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ()))
+            )
         if dirty:
             touched.update(v.name for v in node.outputs)
     return sites, refused
+
+
+def biases_to_come(model: Model) -> list[tuple[str, int]]:
+    """Return the weights, with their axes of output channels, of nodes that a refit may give the bias they lack."""
+    found = (linear_node(node) for node in model.graph.nodes)
+    return [
+        (str(n.node.inputs[n.weight].name), n.out_axis)
+        for n in found
+        if n and n.has_bias and n.node.input(2) is None
+    ]
 
 
 def _shared(model: Model, node: LinearNode) -> str | None:

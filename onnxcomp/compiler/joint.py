@@ -88,7 +88,7 @@ def refine(
     `moments` are the input moments of producer and reader; `batches` yields all batches anew at each call. A step that
     does not lower the error is taken back and ends the refinement.
     """
-    graphs = _Graphs(pair, start, next(batches()).x.shape[2:], threads)
+    graphs = _Graphs(pair, start, threads)
     best, error = start, np.inf
     current, last = start, _zeros(start)
     for step in range(steps + 1):
@@ -214,13 +214,19 @@ def _lengths(
 class _Graphs:
     """The pair as two onnxruntime graphs: error signals at both outputs, and the linearised effect of directions."""
 
-    def __init__(self, pair: Pair, weights: Weights, spatial: tuple[int, ...], threads: int) -> None:
-        self._gradient = Session(_Builder(pair, weights).gradient_model(spatial), threads=threads)
+    def __init__(self, pair: Pair, weights: Weights, threads: int) -> None:
+        self._pair, self._like, self._threads = pair, weights, threads
+        # The adjoint of a strided reader depends on the size of its input, which samples may differ in.
+        self._gradients: dict[tuple[int, ...], Session] = {}
         self._moves = Session(_Builder(pair, weights).moves_model(), threads=threads)
 
     def gradient(self, weights: Weights, batch: Batch) -> tuple[Array, Array, Array]:
         """Return the error signal before the activation, the residual at the output, and the hidden values."""
-        found = self._gradient.run({**weights.feeds(""), **_feeds(batch)})
+        spatial = batch.x.shape[2:]
+        if spatial not in self._gradients:
+            model = _Builder(self._pair, self._like).gradient_model(spatial)
+            self._gradients[spatial] = Session(model, threads=self._threads)
+        found = self._gradients[spatial].run({**weights.feeds(""), **_feeds(batch)})
         return found["back"], found["residual"], found["hidden"]
 
     def moves(

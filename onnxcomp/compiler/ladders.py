@@ -11,17 +11,14 @@ from onnxcomp.analysis.channels import ChannelGroup
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.budget import Ladder, tiers
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.compiler.repair import collect_moments
+from onnxcomp.compiler.repair import WIDEST, collect_moments, too_wide
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.importance import Reader, eliminate, norms
 from onnxcomp.numerics.moments import Moments
 
-__all__ = ["blank_ladders", "obs_ladders", "ranked_ladders"]
+__all__ = ["blank_ladders", "obs_ladders", "ranked_ladders", "unmeasured"]
 
 Units = NDArray[np.int64]
-
-WIDEST = 4700
-"""Wider inputs (columns of a consumer) are judged by their channels' covariance alone: elimination costs width^2."""
 
 MOMENT_BYTES = 512 * 2**20
 """Statistics held at once; consumers beyond that are served by another run over the samples."""
@@ -62,10 +59,9 @@ def ranked_ladders(
 
 
 def _filters(model: Model, group: ChannelGroup) -> list[tuple[NDArray[np.floating], Units]]:
-    nodes = {node.name: node for node in model.graph.nodes}
     parts = []
     for member in group.members:
-        if member.role == "produces" and nodes[member.node].op != "Gather":
+        if member.role == "produces":
             parts.append(
                 (np.moveaxis(model.graph.constants[member.name].values, member.axis, 0), member.units)
             )
@@ -87,18 +83,22 @@ def obs_ladders(
     done = 0
     for wave in _waves(model, [g for g in groups if any(depths[g.name])]):
         readers = {node.node.name: node for group in wave for node in _consumers(model, group)}
-        wide = frozenset(name for name, node in readers.items() if node.matrix().shape[2] > WIDEST)
+        wide = {name: n for name, node in readers.items() if (n := _channels_of(node, wave)) is not None}
+        readers = {name: node for name, node in readers.items() if name in wide or not too_wide(node)}
         moments = collect_moments(
             model, list(readers.values()), context, shapes, "statistics", channelwise=wide
         )
         for group in wave:
+            if unmeasured(model, group):
+                made.extend(ranked_ladders(model, group, depths[group.name], "l2", context.seed))
+                continue
             made.extend(
                 _eliminate(
                     group, [readers[c] for c in group.consumers if c in readers], moments, wide, depths
                 )
             )
             done += 1
-            context.progress("selecting channels", done, len(groups))
+            context.progress("selecting channels", done, sum(any(depths[g.name]) for g in groups))
     return made
 
 
@@ -122,11 +122,34 @@ def _waves(model: Model, groups: Sequence[ChannelGroup]) -> list[list[ChannelGro
     return [wave for wave in waves if wave]
 
 
+def unmeasured(model: Model, group: ChannelGroup) -> bool:
+    """Return whether every consumer of `group` is too wide for statistics, so that norms of filters must decide."""
+    return all(too_wide(node) and _channels_of(node, [group]) is None for node in _consumers(model, group))
+
+
+def _channels_of(node: LinearNode, groups: Sequence[ChannelGroup]) -> int | None:
+    """Return by how many channels a node too wide for its own covariance is judged, or None where it is not too wide.
+
+    Possible where every channel has equally many neighbouring columns: a convolution, or a Gemm behind a Flatten.
+    """
+    if not too_wide(node):
+        return None
+    if node.layout == "conv":
+        return int(node.weight_array().shape[1]) * node.group
+    for group in groups:
+        for member in group.members:
+            if member.node == node.node.name and member.role == "consumes" and node.layout == "gemm":
+                each = len(member.units) // group.units
+                if np.array_equal(member.units, np.repeat(member.units[::each], each)):
+                    return group.units
+    return None
+
+
 def _eliminate(
     group: ChannelGroup,
     consumers: Sequence[LinearNode],
     moments: Mapping[str, Moments],
-    wide: frozenset[str],
+    wide: Mapping[str, int],
     depths: Mapping[str, Sequence[int]],
 ) -> list[Ladder]:
     sets = tiers(group)
@@ -159,9 +182,12 @@ def _eliminate(
 def _readers(group: ChannelGroup, node: LinearNode, moments: Moments, channelwise: bool) -> list[Reader]:
     member = next(m for m in group.members if m.node == node.node.name and m.role == "consumes")
     matrix, H = node.matrix(), moments.covariance()
-    taps = matrix.shape[2] // len(member.units)
+    units, taps = member.units, matrix.shape[2] // len(member.units)
     if channelwise:
+        if node.layout == "gemm":
+            taps = len(units) // group.units
+            units = units[::taps]
         blocks = matrix.reshape(len(matrix), matrix.shape[1], -1, taps)
         matrix = blocks.transpose(0, 1, 3, 2).reshape(len(matrix), matrix.shape[1] * taps, -1)
         taps = 1
-    return [Reader(W, cov, np.repeat(member.units, taps)) for W, cov in zip(matrix, H, strict=True)]
+    return [Reader(W, cov, np.repeat(units, taps)) for W, cov in zip(matrix, H, strict=True)]

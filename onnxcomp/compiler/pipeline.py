@@ -118,7 +118,7 @@ def _attempt(
             raise TypeError(f"run returned {type(result).__name__}, not a PassResult")
     except (SessionError, VerificationError) as problem:
         # The pass built something that does not run: as bad as a result that does not verify, and no worse.
-        return replace(run, status="failed", reason=str(problem)), None, None
+        return _missed(step, replace(run, status="failed", reason=str(problem))), None, None
     except OnnxcompError as problem:
         if type(problem) is PassError:
             raise _crash(prepared, step, model, problem) from problem
@@ -131,8 +131,17 @@ def _attempt(
     try:
         given = prepared.verifier.verify(result.model, outputs, exact=step.exact)
     except VerificationError as problem:
-        return replace(run, status="rolled-back", reason=str(problem)), None, None
+        return _missed(step, replace(run, status="rolled-back", reason=str(problem))), None, None
     return replace(run, status="changed", changes=result.changes), result, given
+
+
+def _missed(step: Pass, run: PassRun) -> PassRun:
+    """Return the record of a pass that came to nothing; where it was given a budget, that is not met."""
+    if not step.may_fall_short():
+        return run
+    return replace(
+        run, shortfall=f"the pass was {run.status.replace('-', ' ')}, so its budget is not met: {run.reason}"
+    )
 
 
 def _named(step: Pass, problem: OnnxcompError) -> OnnxcompError:

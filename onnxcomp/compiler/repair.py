@@ -9,7 +9,7 @@ branch (He 2017, "Channel pruning for accelerating very deep neural networks", s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,14 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size, stream_values
 
-__all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "walk"]
+__all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "too_wide", "walk"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 RIDGE = 1e-3
-"""Ridge strength, as a share of the mean variance of a layer's inputs, where samples are plenty."""
+"""Ridge strength of a refit in one shot, as a share of the mean variance of a layer's inputs."""
 
 RIDGE_FLOOR = 1e-4
 """The least ridge strength: covariances of dead channels are singular."""
@@ -43,6 +43,9 @@ weights lean on what they were. Cross-validated strengths on ResNet-20 followed 
 POSITIONS = 256
 """Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
 
+
+WIDEST = 4700
+"""Wider inputs are not refitted, and are selected by their channels alone: memory grows with the square (4608: 170 MB)."""
 
 ROUNDS = 3
 """Solves after the first at a node that an activation follows: the gain of a fourth was within noise."""
@@ -134,13 +137,15 @@ def walk(
         )
         pairs = find_pairs(compressed, [site.name for site in sites]) if joint else {}
         seen: dict[str, Moments] = {}
+        producers = {each.producer.node.name for each in pairs.values()}
         for each in pairs.values():
             new.hold(each.producer.input)
         for step, site in enumerate(sites):
             context.progress(what, step, len(sites))
             node = linear_node(nodes[site.name])
             assert node is not None, site.name
-            stop = _Stop(site, node, _other_branch(node.node, original, new), context.seed)
+            unvisited = {later.name for later in sites[step:]}
+            stop = _Stop(site, node, _other_branch(node.node, original, new, unvisited, shapes), context.seed)
             moments, solution = _visit(stop, old, new, solve)
             link = pairs.get(site.name)
             if link is not None and solution is not None:
@@ -149,7 +154,8 @@ def walk(
                 moments, solution = _visit(stop, old, new, solve)
             if link is not None:
                 new.release(link.producer.input)
-            seen[site.name] = moments
+            if site.name in producers:
+                seen[site.name] = moments
             if solution is not None:
                 errors.append((site, _missed(moments, solution, node.has_bias)))
         context.progress(what, len(sites), len(sites))
@@ -170,14 +176,19 @@ class _Stop:
     ) -> _Columns:
         """Return the columns of one batch, from the values of both networks."""
         node = self.node
-        target = node.pick_out(was[node.output], self.site.rows)
-        x = now[node.input]
+        target, other = self.target(was, now)
+        x = _float32(now[node.input])
         chosen = sample_positions(node.positions(x), rng)
-        added: Array = np.zeros((1, 1, 1), np.float32)
-        if self.other:
-            target = target + (node.pick_out(was[self.other], self.site.rows) - now[self.other])
-            added = node.columns_out(now[self.other], chosen)
+        added: Array = np.zeros((1, 1, 1), np.float32) if other is None else node.columns_out(other, chosen)
         return _Columns(node.columns_in(x, chosen), node.columns_out(target, chosen), added)
+
+    def target(self, was: Mapping[str, Array], now: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """Return the wanted output, corrected, and what is added to it afterwards, in float32 whatever the model's type."""
+        target = _float32(self.node.pick_out(was[self.node.output], self.site.rows))
+        if not self.other:
+            return target, None
+        added = _float32(now[self.other])
+        return target + (_float32(self.node.pick_out(was[self.other], self.site.rows)) - added), added
 
     def rng(self) -> np.random.Generator:
         """Return the generator of sampled positions, the same at every pass over the batches."""
@@ -220,23 +231,24 @@ def _refine_pair(
         for was, now in zip(
             old.again([node.output, *extra]), new.again([link.producer.input, *extra]), strict=True
         ):
-            wanted = node.pick_out(was[node.output], stop.site.rows)
-            added: Array = np.zeros((1,) * wanted.ndim, np.float32)
-            if stop.other:
-                added = now[stop.other]
-                wanted = wanted + (node.pick_out(was[stop.other], stop.site.rows) - added)
-            yield Batch(now[link.producer.input], wanted, added)
+            wanted, added = stop.target(was, now)
+            nothing: Array = np.zeros((1,) * wanted.ndim, np.float32)
+            yield Batch(_float32(now[link.producer.input]), wanted, nothing if added is None else added)
 
-    start = Weights(*(_float32(n, i) for n in (link.producer.node, node.node) for i in (1, 2)))
+    start = Weights(*(_stored(n, i) for n in (link.producer.node, node.node) for i in (1, 2)))
     found = refine(pair, start, moments, batches, steps, stop.rng, threads)
     for linear, weight, bias in ((link.producer, found.w1, found.b1), (node, found.w2, found.b2)):
         linear.install(new.model, weight.reshape(linear.group, -1, weight[0].size), bias, "refit")
     new.rewind(link.between)
 
 
-def _float32(node: Node, index: int) -> Array:
+def _stored(node: Node, index: int) -> Array:
     array = node.constant(index)
     assert array is not None, f"{node.name} has been solved and has weight and bias"
+    return _float32(array)
+
+
+def _float32(array: Array) -> Array:
     return np.asarray(array, np.float32)
 
 
@@ -304,6 +316,12 @@ def _activation_bounds(node: Node, model: Model, other: str | None) -> tuple[flo
     return None
 
 
+def too_wide(node: LinearNode) -> str | None:
+    """Return why `node` cannot be refitted, or None: its covariance has the square of its inputs' width."""
+    width = node.matrix().shape[2]
+    return f"its {width} inputs are more than the {WIDEST} that can be refitted" if width > WIDEST else None
+
+
 def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS) -> Rows | None:
     """Return `most` of `total` output positions, ascending, or None for all where there are no more."""
     if total <= most:
@@ -315,7 +333,7 @@ def _missed(moments: Moments, solution: Solution, centred: bool) -> float:
     """Return the share of the wanted output's variance that `solution` does not explain."""
     H, G = (moments.covariance(), moments.cross()) if centred else moments.second()
     W = solution.matrix
-    variance = float(moments.variance_y().sum())
+    variance = float((moments.variance_y() if centred else moments.second_y()).sum())
     explained = 2 * float(np.einsum("god,god->", W, G)) - float(
         np.einsum("god,gde,goe->", W, H, W, optimize=True)
     )
@@ -353,20 +371,27 @@ def find_pairs(model: Model, names: Sequence[str]) -> dict[str, PairLink]:
     return found
 
 
-def _other_branch(node: Node, original: Model, new: Frontier) -> str | None:
-    """Return the value that `node`'s output is added to, where the compressed network can already compute it."""
+def _other_branch(
+    node: Node,
+    original: Model,
+    new: Frontier,
+    unvisited: Collection[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> str | None:
+    """Return the value that `node`'s output is added to, where the compressed network can already compute it.
+
+    A value of another shape, which the addition would broadcast, is no branch of a residual block and is left alone.
+    """
     adder = new.model.graph.sole_use(node.output)
     if adder is None or not adder.is_op("Add"):
         return None
     others: list[Value] = [v for v in adder.inputs if v is not node.output]
     if len(others) != 1 or isinstance(others[0], Constant) or others[0].name not in original.graph.values():
         return None
-    return None if node in new.pending([others[0].name]) or _unsolved(new, others[0].name) else others[0].name
-
-
-def _unsolved(frontier: Frontier, name: str) -> bool:
-    """Whether computing the value would run a linear node that has not been visited yet."""
-    return any(linear_node(n) is not None for n in frontier.pending([name]))
+    other = others[0].name
+    if shapes.get(other) is None or shapes.get(other) != shapes.get(node.output.name):
+        return None
+    return None if any(n.name in unvisited for n in new.pending([other])) else other
 
 
 def collect_moments(
@@ -376,11 +401,11 @@ def collect_moments(
     shapes: Mapping[str, tuple[int, ...]],
     what: str,
     *,
-    channelwise: frozenset[str] = frozenset(),
+    channelwise: Mapping[str, int] | None = None,
 ) -> dict[str, Moments]:
     """Return the input moments of `nodes` in `model` on the calibration samples, from one streamed run.
 
-    For convolutions named in `channelwise` they are those of the channels `[1, c]`, not of the patches.
+    For nodes named in `channelwise` they are those of that many channels, not of all columns that a channel has.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -401,8 +426,9 @@ def collect_moments(
     for values in stream:
         for node in nodes:
             x = values[node.input]
-            if node.node.name in channelwise:
-                columns = node.channels_in(x, sample_positions(int(np.prod(x.shape[2:])), rng))
+            channels = (channelwise or {}).get(node.node.name)
+            if channels is not None:
+                columns = node.channels_in(x, channels, rng)
             else:
                 columns = node.columns_in(x, sample_positions(node.positions(x), rng))
             found[node.node.name].add(columns)

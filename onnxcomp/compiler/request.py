@@ -178,6 +178,9 @@ def _check_outputs(request: Request) -> None:
     if request.output is not None and bounded:
         targets.append(("best effort", request.best_effort))
     seen: set[Path] = set()
+    # Not even --force may write over what this very run reads.
+    data = [Path(d) for d in (request.calibration, request.evaluation) if isinstance(d, str | Path)]
+    read = [p for p in (request.source, *data) if p is not None and p.is_file()]
     for role, path in targets:
         if path is None:
             continue
@@ -186,4 +189,4 @@ def _check_outputs(request: Request) -> None:
         if path.resolve() in seen:
             raise UsageError(f"{path} is given for two outputs; choose different names")
         seen.add(path.resolve())
-        check_output(path, force=request.force, sources=(request.source,) if request.source else ())
+        check_output(path, force=request.force, sources=tuple(read))

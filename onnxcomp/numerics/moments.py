@@ -95,6 +95,11 @@ class Moments:
         assert self.sum_yx is not None, "collected without y"
         return self.sum_xx / self.count, self.sum_yx / self.count
 
+    def second_y(self) -> Array64:
+        """Return the raw second moment E[y^2], `[g, o]`."""
+        assert self.sum_yy is not None, "collected without y"
+        return self.sum_yy / self.count
+
     def variance_y(self) -> Array64:
         """Return Var(y), `[g, o]`."""
         assert self.sum_yy is not None, "collected without y"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
@@ -58,7 +58,12 @@ class Spool:
 
         Raises:
             UsageError: if the disk with the temporary folder is full.
+            PreconditionError: if the value is no tensor of numbers.
         """
+        if not isinstance(array, np.ndarray) or array.dtype == object:
+            raise PreconditionError(
+                f"{name!r} is not a tensor of numbers, and repair cannot keep it; use repair=none"
+            )
         entries = self._index.setdefault(name, [])
         if name not in self._files:
             path = Path(self._folder.name) / f"{len(self._index)}-{id(entries)}"
@@ -241,6 +246,7 @@ def stream_values(
         found = session.run(feed, [n for n in names if n not in inputs])
         found.update((n, feed[n]) for n in names if n in inputs)
         yield found
-        done += len(next(iter(feed.values())))
+        first = next(iter(feed.values()))
+        done += len(first) if first.ndim else 1
         if progress:
             progress(done)

@@ -180,12 +180,13 @@ def test_a_vector_is_one_column(product: str, shape: str) -> None:
 def test_columns_of_channels_are_the_positions_of_the_input_itself() -> None:
     model, linear = single("conv-grouped")
     x, _ = values(model)
-    whole = linear.channels_in(x, None)
+    whole = linear.channels_in(x, 4, np.random.default_rng(0))
     assert whole.shape == (2, 2, 3 * 36)
     np.testing.assert_array_equal(whole[1, 0, :36], x[0, 2].reshape(-1))
-    some = np.array([3, 30])
+    some = np.sort(np.random.default_rng(0).choice(36, 2, replace=False))
     np.testing.assert_array_equal(
-        linear.channels_in(x, some)[0, 1], x[:, 1].reshape(3, -1)[:, some].reshape(-1)
+        linear.channels_in(x, 4, np.random.default_rng(0), 2)[0, 1],
+        x[:, 1].reshape(3, -1)[:, some].reshape(-1),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from onnxcomp.analysis.channels import ChannelGroup, channel_groups, default_shapes
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import ladders as module
+from onnxcomp.compiler import repair
 from onnxcomp.compiler.budget import Ladder, tiers
 from onnxcomp.compiler.ladders import blank_ladders, obs_ladders, ranked_ladders
 from onnxcomp.compiler.repair import collect_moments
@@ -194,6 +195,7 @@ def test_wide_readers_are_judged_by_their_channels_and_for_single_taps_that_is_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (exact,) = obs(plain())
+    monkeypatch.setattr(repair, "WIDEST", 7)
     monkeypatch.setattr(module, "WIDEST", 7)
     (rough,) = obs(plain())
     assert rough.order == exact.order
@@ -209,6 +211,7 @@ def test_wide_readers_with_several_taps_still_give_dead_channels_first(
     a, p = weights(1, 8, 3, 3, 3), weights(2, 8)
     p[5] = -1e3
     model = parse_model(text, {"a": a, "p": p})
+    monkeypatch.setattr(repair, "WIDEST", 8)
     monkeypatch.setattr(module, "WIDEST", 8)
     (found,) = obs(model)
     assert (found.order[0], found.costs[0]) == (5, 0.0)
@@ -217,8 +220,8 @@ def test_wide_readers_with_several_taps_still_give_dead_channels_first(
     (node,) = (n for n in model.graph.nodes if n.output.name == "y")
     linear = linear_node(node)
     assert linear is not None
-    names = frozenset({node.name})
-    moments = collect_moments(model, [linear], context, default_shapes(model), "look", channelwise=names)
+    wide = {node.name: 8}
+    moments = collect_moments(model, [linear], context, default_shapes(model), "look", channelwise=wide)
     taps = linear.weight_array().transpose(0, 2, 3, 1).reshape(-1, 8).astype(np.float64)
     reader = Reader(taps, moments[node.name].covariance()[0], np.arange(8))
     order, costs = eliminate([reader], 8, lambda alive: alive & np.bool_(alive.sum() > 1))
@@ -237,6 +240,7 @@ def test_a_wide_reader_behind_flatten_counts_all_positions_of_a_channel(
         )
     )
     (exact,) = obs(model)
+    monkeypatch.setattr(repair, "WIDEST", 8)
     monkeypatch.setattr(module, "WIDEST", 8)
     (again,) = obs(model)
     assert set(exact.order) <= {0, 1, 2, 3}

@@ -203,7 +203,7 @@ def test_collected_moments_are_those_of_all_columns() -> None:
 def test_channelwise_moments_are_those_of_the_channels() -> None:
     model = redundant("Relu")
     feeds = noise(model, 10)
-    found = moments_of(model, context_for(model, feeds), channelwise=frozenset({name_of(model, "h")}))
+    found = moments_of(model, context_for(model, feeds), channelwise={name_of(model, "h"): 3})
     x = feeds["x"].swapaxes(0, 1).reshape(3, -1).astype(np.float64)
     np.testing.assert_allclose(found["h"].covariance()[0], np.cov(x, bias=True), rtol=1e-3, atol=1e-4)
     assert found["i"].covariance().shape == (1, 72, 72)
