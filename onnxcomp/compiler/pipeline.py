@@ -15,6 +15,7 @@ from onnxcomp.errors import OnnxcompError, PassError, PreconditionError, Verific
 from onnxcomp.ir.check import serialized_bytes
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED
+from onnxcomp.numerics.threads import single_threaded_blas
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.session import SessionError
 
@@ -113,7 +114,8 @@ def _attempt(
     """Return the record of one pass, its result, and what the new model gives on the verified feeds."""
     run = PassRun(str(step), step.name, step.exact, "unchanged", 0.0, cost, cost)
     try:
-        result = step.run(model.clone(), context)
+        with single_threaded_blas():
+            result = step.run(model.clone(), context)
         if not isinstance(result, PassResult):
             raise TypeError(f"run returned {type(result).__name__}, not a PassResult")
     except (SessionError, VerificationError) as problem:

@@ -146,12 +146,13 @@ def walk(
             assert node is not None, site.name
             unvisited = {later.name for later in sites[step:]}
             stop = _Stop(site, node, _other_branch(node.node, original, new, unvisited, shapes), context.seed)
-            moments, solution = _visit(stop, old, new, solve)
             link = pairs.get(site.name)
+            # What a refinement will change again need not be sharpened first.
+            moments, solution = _visit(stop, old, new, solve, ROUNDS if link is None else 0)
             if link is not None and solution is not None:
                 inputs = (seen.pop(link.producer.node.name), moments)
                 _refine_pair(stop, link, inputs, old, new, joint, context.threads)
-                moments, solution = _visit(stop, old, new, solve)
+                moments, solution = _visit(stop, old, new, solve, ROUNDS)
             if link is not None:
                 new.release(link.producer.input)
             if site.name in producers:
@@ -204,9 +205,11 @@ class _Columns:
     added: Array
 
 
-def _visit(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple[Moments, Solution | None]:
+def _visit(
+    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int
+) -> tuple[Moments, Solution | None]:
     """Solve at `stop` and install what comes back."""
-    moments, solution = _solve_at(stop, old, new, solve)
+    moments, solution = _solve_at(stop, old, new, solve, rounds)
     if solution is not None:
         stop.node.install(new.model, solution.matrix, solution.bias, "refit")
     return moments, solution
@@ -252,7 +255,9 @@ def _float32(array: Array) -> Array:
     return np.asarray(array, np.float32)
 
 
-def _solve_at(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple[Moments, Solution | None]:
+def _solve_at(
+    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int
+) -> tuple[Moments, Solution | None]:
     """Advance both frontiers to `stop`, solve, and sharpen the solution where an activation follows."""
     node = stop.node
     wanted_old = [node.output, *([stop.other] if stop.other else [])]
@@ -267,7 +272,7 @@ def _solve_at(stop: _Stop, old: Frontier, new: Frontier, solve: Solver) -> tuple
     bounds = _activation_bounds(node.node, new.model, stop.other)
     if bounds is None or not node.has_bias:
         return moments, solution
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         if solution is None:
             break
         again, rng = moments.retargeted(), stop.rng()
