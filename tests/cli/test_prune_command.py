@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from onnxcomp.cli import cli
 from onnxcomp.runtime.sandbox import Probe
+from onnxcomp.runtime.session import SessionError
 from tests.support.pruning import ZOO
 
 DATA = f"--calibration {shlex.quote(str(ZOO / 'digits_calibration.npz'))} --samples 128"
@@ -156,3 +157,21 @@ def test_a_weight_that_is_no_number_is_named() -> None:
     result = run(f"optimize bad.onnx -o out.onnx --passes 'prune-filters{{macs=0.5}}' {DATA} -q", 2)
     assert f"the initializer '{first.name}' holds NaN" in result.stderr
     assert files() == {"bad.onnx"}
+
+
+def test_not_even_force_writes_over_what_the_run_reads() -> None:
+    data = Path("mine.npz")
+    data.write_bytes((ZOO / "digits_calibration.npz").read_bytes())
+    before = data.read_bytes()
+    words = f"optimize {NET} -o mine.npz --passes 'prune-filters{{macs=0.5}}' --calibration mine.npz --force"
+    assert "mine.npz" in run(words, 2).output
+    assert data.read_bytes() == before
+
+
+def test_a_budget_whose_pass_failed_is_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SessionError("it does not run")
+
+    monkeypatch.setattr("onnxcomp.passes.prune_filters.PruneFilters.run", fail)
+    assert "so its budget is not met: it does not run" in optimize("macs=0.5", code=4).output
+    assert not Path("out.onnx").exists()
