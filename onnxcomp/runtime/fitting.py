@@ -253,8 +253,9 @@ def _check_dtype(dtype: np.dtype[Any], spec: InputSpec, table: Preprocess | None
         raise DataError(
             f"{where}: stored as uint8 without preprocessing, the network takes {wanted}; {_UINT8_ADVICE}"
         )
-    kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "iub", "O": "U", "U": "U"}.get(wanted.kind, "")
-    if dtype != wanted and dtype.kind not in kinds:
+    # Integers for a float input are a mistake more often than not (raw pixels, indices); only images with a table are meant.
+    kinds = {"f": "f", "i": "iub", "u": "iub", "b": "iub", "O": "U", "U": "U"}.get(wanted.kind, "")
+    if dtype != wanted and dtype.kind not in kinds and not (dtype == np.uint8 and wanted.kind == "f"):
         plain = "text (numpy str)" if wanted.kind in "OU" else wanted.name
         raise DataError(f"{where}: stored as {dtype}, the network takes {plain}; convert the array")
 

@@ -227,8 +227,6 @@ def test_rows_cannot_be_samples_where_inputs_fix_different_first_axes() -> None:
         (np.float16, np.float32),
         (np.float32, np.float64),
         (np.float32, np.float16),
-        (np.int8, np.float32),
-        (np.int64, np.float32),
         (np.int64, np.int32),
         (np.uint8, np.int64),
         (np.bool_, np.int64),
@@ -248,6 +246,8 @@ def test_values_that_fit_are_cast(stored: Any, takes: Any) -> None:
     ("stored", "takes", "text"),
     [
         (np.float32, np.int64, "stored as float32, the network takes int64; convert the array"),
+        (np.int64, np.float32, "stored as int64, the network takes float32; convert the array"),
+        (np.bool_, np.float32, "stored as bool, the network takes float32; convert the array"),
         (np.complex64, np.float32, "stored as complex64, the network takes float32; convert the array"),
         ("<U3", np.float32, "stored as <U3, the network takes float32; convert the array"),
         (np.int64, object, "stored as int64, the network takes text (numpy str); convert the array"),
@@ -278,9 +278,6 @@ def test_uint8_for_floats_without_preprocessing_is_refused_with_the_way_out(tmp_
         (np.int64, np.uint8, -1),
         (np.int64, np.uint64, -1),
         (np.uint64, np.int64, 2**63),
-        (np.int64, np.float32, 2**24 + 1),
-        (np.int64, np.float32, 2**63 - 1),
-        (np.int64, np.float16, 70000),
         (np.int64, np.bool_, 2),
     ],
 )
