@@ -186,8 +186,8 @@ class Fitter:
     def fit(self, chunk: Chunk) -> dict[str, Array]:
         """Return the feeds that `chunk` makes: preprocessed, cast to the dtype of each input, C-contiguous.
 
-        Floats are rounded to the precision of the input. Integers are taken only where every value stays
-        exact.
+        Floats are rounded to the precision of the input. Integers are taken for integer inputs, where every value
+        stays exact; for float inputs only uint8 images with a table are.
 
         Raises:
             DataError: if dtype, shape or a value does not fit, naming the file, the sample and the input.
