@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.importance import Reader, eliminate, norms
 from onnxcomp.numerics.moments import Moments
 
-__all__ = ["blank_ladders", "obs_ladders", "ranked_ladders", "unmeasured"]
+__all__ = ["blank_ladders", "obs_ladders", "obs_waves", "ranked_ladders", "statistics_waves", "unmeasured"]
 
 Units = NDArray[np.int64]
 
@@ -79,8 +79,42 @@ def obs_ladders(
 
     `depths[name]` says how many units of each tier of a group are to be eliminated.
     """
-    made: list[Ladder] = []
+    return [x for ladders, _ in obs_waves(model, groups, depths, context, shapes) for x in ladders]
+
+
+def obs_waves(
+    model: Model,
+    groups: Sequence[ChannelGroup],
+    depths: Mapping[str, Sequence[int]],
+    context: Context,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[list[Ladder], dict[str, Moments]]]:
+    """Yield the ladders of `obs_ladders` with the statistics they come from, a portion of the groups at a time."""
     done = 0
+    for wave, moments, wide in statistics_waves(model, groups, depths, context, shapes):
+        made: list[Ladder] = []
+        for group in wave:
+            if unmeasured(model, group):
+                made.extend(ranked_ladders(model, group, depths[group.name], "l2", context.seed))
+                continue
+            readers = [node for node in _consumers(model, group) if node.node.name in moments]
+            made.extend(_eliminate(group, readers, moments, wide, depths))
+            done += 1
+            context.progress("selecting channels", done, sum(any(depths[g.name]) for g in groups))
+        yield made, moments
+
+
+def statistics_waves(
+    model: Model,
+    groups: Sequence[ChannelGroup],
+    depths: Mapping[str, Sequence[int]],
+    context: Context,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[list[ChannelGroup], dict[str, Moments], dict[str, int]]]:
+    """Yield portions of the groups that are to lose units, with the input statistics of their readers by node name.
+
+    The last mapping names the readers too wide for statistics of all columns: theirs are of that many channels.
+    """
     for wave in _waves(model, [g for g in groups if any(depths[g.name])]):
         readers = {node.node.name: node for group in wave for node in _consumers(model, group)}
         wide = {name: n for name, node in readers.items() if (n := _channels_of(node, wave)) is not None}
@@ -88,18 +122,7 @@ def obs_ladders(
         moments = collect_moments(
             model, list(readers.values()), context, shapes, "statistics", channelwise=wide
         )
-        for group in wave:
-            if unmeasured(model, group):
-                made.extend(ranked_ladders(model, group, depths[group.name], "l2", context.seed))
-                continue
-            made.extend(
-                _eliminate(
-                    group, [readers[c] for c in group.consumers if c in readers], moments, wide, depths
-                )
-            )
-            done += 1
-            context.progress("selecting channels", done, sum(any(depths[g.name]) for g in groups))
-    return made
+        yield wave, moments, wide
 
 
 def _consumers(model: Model, group: ChannelGroup) -> list[LinearNode]:
