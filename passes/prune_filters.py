@@ -18,6 +18,7 @@ from onnxcomp.compiler.damage import biases_to_come, damaged_sites, kept_positio
 from onnxcomp.compiler.ladders import blank_ladders, obs_ladders, ranked_ladders, unmeasured
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.repair import RIDGE, collect_moments, refit, walk
+from onnxcomp.compiler.scores import MEASURED, SCORED, score_groups
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
@@ -51,8 +52,13 @@ class PruneFilters(Pass):
     macs: float | None = option(None, "share of the multiply-accumulates that may remain, 0 < macs <= 1")
     params: float | None = option(None, "share of the parameters that may remain, 0 < params <= 1")
     scope: Literal["uniform"] = option("uniform", "how shares are chosen: the same share from every group")
-    criterion: Literal["obs", "l1", "l2", "random"] = option(
-        "obs", "what decides which channels go: output error after refitting, norm of the filters, or chance"
+    criterion: Literal[
+        "obs", "l1", "l2", "fpgm", "bn-scale", "apoz", "activation", "hrank", "entropy", "random"
+    ] = option(
+        "obs",
+        "what decides which channels go: output error after refitting (obs), norm of the filters (l1, l2) or their "
+        "distance to the others (fpgm), scale of the BatchNormalization (bn-scale), share of zeros (apoz), size "
+        "times the readers' weights (activation), rank (hrank) or entropy of activations, or chance",
     )
     align: int = option(1, "keep multiples of this many channels")
     min_channels: int = option(1, "keep at least this many channels of every group")
@@ -90,7 +96,7 @@ class PruneFilters(Pass):
 
     def needs(self) -> frozenset[Need]:
         """Return `calibration` where selection or repair measures, and `shapes` always."""
-        measures = self.criterion == "obs" or self.repair != "none"
+        measures = self.criterion in ("obs", *MEASURED) or self.repair != "none"
         return frozenset({"shapes", "calibration"} if measures else {"shapes"})
 
     def run(self, model: Model, context: Context) -> PassResult:
@@ -146,7 +152,7 @@ class PruneFilters(Pass):
         blank = {group.name: blank_ladders(group) for group in open_groups}
         if self.ratio is not None:
             depths = {name: [at_share(x, self.ratio, limits) for x in steps] for name, steps in blank.items()}
-            ladders = self._ladders(model, open_groups, depths, context, shapes)
+            ladders = self._ladders(model, groups, open_groups, depths, context, shapes, log)
             return keep_of(sizes, ladders, [len(x.order) for x in ladders])
         return self._choose_for_budget(model, groups, open_groups, blank, limits, context, shapes, log)
 
@@ -184,7 +190,7 @@ class PruneFilters(Pass):
         rough, _ = plan(blank, fill=False)
         depths = {g.name: self._depths(g, rough.get(g.name), limits) for g in open_groups}
         ordered: dict[str, list[Ladder]] = {g.name: [] for g in open_groups}
-        for ladder in self._ladders(model, open_groups, depths, context, shapes):
+        for ladder in self._ladders(model, groups, open_groups, depths, context, shapes, log):
             ordered[ladder.group].append(ladder)
         keep, reached = plan(ordered, fill=True)
         achieved = cutcost.count(keep)[place]
@@ -208,17 +214,27 @@ class PruneFilters(Pass):
     def _ladders(
         self,
         model: Model,
-        groups: Sequence[ChannelGroup],
+        groups: ChannelGroups,
+        open_groups: Sequence[ChannelGroup],
         depths: Mapping[str, list[int]],
         context: Context,
         shapes: Shapes,
+        log: PassLog,
     ) -> list[Ladder]:
         if self.criterion == "obs":
-            return obs_ladders(model, groups, depths, context, shapes)
+            return obs_ladders(model, open_groups, depths, context, shapes)
+        scored = None
+        if self.criterion in SCORED:
+            cut = [group for group in open_groups if any(depths[group.name])]
+            scored = score_groups(model, groups, cut, self.criterion, context, shapes)
+            for note in scored.notes():
+                log.note(note)
         return [
             ladder
-            for group in groups
-            for ladder in ranked_ladders(model, group, depths[group.name], self.criterion, context.seed)
+            for group in open_groups
+            for ladder in ranked_ladders(
+                model, group, depths[group.name], self.criterion, context.seed, scored
+            )
         ]
 
     def _whole(self, context: Context, what: Literal["macs", "params"]) -> int:

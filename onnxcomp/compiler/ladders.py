@@ -12,6 +12,7 @@ from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.budget import Ladder, tiers
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair import WIDEST, collect_moments, too_wide
+from onnxcomp.compiler.scores import Scored, producing_weights
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.importance import Reader, eliminate, norms
 from onnxcomp.numerics.moments import Moments
@@ -43,29 +44,37 @@ def _kept_for_span(group: ChannelGroup, units: Units, free: Sequence[int]) -> in
 
 
 def ranked_ladders(
-    model: Model, group: ChannelGroup, depths: Sequence[int], criterion: str, seed: int
+    model: Model,
+    group: ChannelGroup,
+    depths: Sequence[int],
+    criterion: str,
+    seed: int,
+    scored: Scored | None = None,
 ) -> list[Ladder]:
-    """Return a ladder per tier by the norm of the filters (`l1`, `l2`) or at `random`, `depths[i]` units deep."""
+    """Return a ladder per tier of `group`, units of the least score first, `depths[i]` units deep.
+
+    Scores are the norms of the filters (`l1`, `l2`), drawn at `random`, or for every other criterion those that
+    `score_groups` found.
+
+    Raises:
+        ValueError: for another criterion without its scores.
+    """
+    if not any(depths):
+        return [Ladder(group.name, len(units), ()) for units in tiers(group)]
     if criterion == "random":
         scores = np.random.default_rng([seed, *group.name.encode()]).random(group.units)
+    elif criterion in ("l1", "l2"):
+        scores = norms(producing_weights(model, group), group.units, 1 if criterion == "l1" else 2)
+    elif scored is not None and scored.criterion == criterion:
+        scores = scored.scores[group.name]
     else:
-        scores = norms(_filters(model, group), group.units, 1 if criterion == "l1" else 2)
+        raise ValueError(f"{criterion} ranks by the scores of score_groups")
     ladders = []
     for units, depth in zip(tiers(group), depths, strict=True):
         free = sorted((int(u) for u in units if group.free[u]), key=lambda u: (scores[u], u))
         chosen = free[:depth]
         ladders.append(Ladder(group.name, len(units), tuple(chosen), tuple(float(scores[u]) for u in chosen)))
     return ladders
-
-
-def _filters(model: Model, group: ChannelGroup) -> list[tuple[NDArray[np.floating], Units]]:
-    parts = []
-    for member in group.members:
-        if member.role == "produces":
-            parts.append(
-                (np.moveaxis(model.graph.constants[member.name].values, member.axis, 0), member.units)
-            )
-    return parts
 
 
 def obs_ladders(

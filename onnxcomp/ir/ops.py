@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ACTIVATIONS",
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
@@ -31,6 +32,12 @@ UNARY = frozenset(
     Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
 )
 """Operators of one data input that compute each element from that element alone."""
+
+ACTIVATIONS = frozenset(
+    """Celu Clip Elu Gelu HardSigmoid HardSwish LeakyRelu Mish PRelu Relu Selu Shrink Sigmoid Softplus Softsign Swish
+    Tanh ThresholdedRelu""".split()
+)
+"""Operators that end a layer: what they make is what the layer says."""
 
 ELEMENTWISE = frozenset(
     """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where
