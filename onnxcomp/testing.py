@@ -413,14 +413,13 @@ def _static_types(model: Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def _check_sizes(
     original: Model, pruned: Model, groups: ChannelGroups, keep: Mapping[str, Mask], shapes: Shapes | None
 ) -> None:
-    lost: dict[tuple[str, int], int] = {}
+    stays: dict[tuple[str, int], Mask] = {}
     for group in groups:
-        if group.name not in keep:
-            continue
-        gone = ~np.asarray(keep[group.name], bool)
-        axes = {(m.name, m.axis): int(gone[m.units[m.units >= 0]].sum()) for m in group.members}
-        for key, count in axes.items():
-            lost[key] = lost.get(key, 0) + count
+        for member in group.members if group.name in keep else ():
+            here = (member.units < 0) | np.asarray(keep[group.name], bool)[member.units]
+            key = (member.name, member.axis)
+            stays[key] = stays.get(key, np.ones_like(here)) & here
+    lost = {key: int((~mask).sum()) for key, mask in stays.items()}
     for (name, axis), count in lost.items():
         was, now = (m.graph.constants[name].values.shape[axis] for m in (original, pruned))
         assert now == was - count, (

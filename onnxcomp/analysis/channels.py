@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.cut import axis_masks, cut, mask_consumers
-from onnxcomp.analysis.labels import AxisUse, LabelMap, Role, compact
+from onnxcomp.analysis.labels import DIMS, HEADS, AxisUse, LabelMap, Role, compact
 from onnxcomp.analysis.rules import propagate
+from onnxcomp.analysis.views import Classes, partition
 from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.shapes import infer_types
@@ -56,6 +57,7 @@ class ChannelGroup:
         coupled: whether several producers are added together (a residual stream).
         spans: sets of units of which at least one must stay, or some value would lose its last channel.
         roots: the label class of every unit.
+        view: by which partition of the labels the units go: `DIMS`, or `HEADS` for whole heads of attention.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ChannelGroup:
     coupled: bool
     spans: tuple[Units, ...]
     roots: Units
+    view: int = DIMS
 
     @property
     def blocked(self) -> str | None:
@@ -88,7 +91,7 @@ class ChannelGroups:
 
     groups: tuple[ChannelGroup, ...]
     labels: LabelMap = field(repr=False)
-    classes: Units = field(repr=False)
+    classes: Classes = field(repr=False)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)
@@ -163,7 +166,7 @@ def channel_groups(
     if shapes is None:
         shapes = default_shapes(model)
     labels = propagate(model, shapes, excluded)
-    classes = labels.make_rectangular()
+    classes = partition(labels)
     return ChannelGroups(tuple(_collect(labels, classes)), labels, classes)
 
 
@@ -180,34 +183,60 @@ def default_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return {name: kind.static for name, kind in types.items() if kind.static is not None}
 
 
-def _collect(labels: LabelMap, classes: Units) -> list[ChannelGroup]:
-    produced = {int(r) for use in labels.uses if use.role == "produces" for r in np.unique(classes[use.ids])}
-    graph: nx.Graph[int] = nx.Graph()
+def _collect(labels: LabelMap, classes: Classes) -> list[ChannelGroup]:
+    """Return the groups: units that share a producing axis, and go by the same view."""
     order: dict[int, int] = {}
-    for use in labels.uses:
-        if use.role != "produces":
-            continue
-        roots = classes[use.ids]
-        for root in roots.tolist():
-            order.setdefault(root, len(order))
-        nx.add_path(graph, dict.fromkeys(roots.tolist()))
-        graph.add_nodes_from(roots.tolist())
+    graph: nx.Graph[int] = nx.Graph()
+    units = _units(labels, classes)
+    for use in (use for use in labels.uses if use.role == "produces"):
+        for view, going in enumerate(units):
+            roots = [root for root in dict.fromkeys(classes[view][use.ids].tolist()) if root in going]
+            for root in roots:
+                order.setdefault(root, len(order))
+            nx.add_path(graph, roots)
+            graph.add_nodes_from(roots)
     components = sorted(
         (sorted(c, key=order.__getitem__) for c in nx.connected_components(graph)), key=lambda c: order[c[0]]
     )
-    blocked, additive = labels.blocked(classes), labels.additive(classes)
     where = {
         root: (number, unit) for number, roots in enumerate(components) for unit, root in enumerate(roots)
     }
-    uses: list[list[AxisUse]] = [[] for _ in components]
-    for use in [*labels.uses, *_plain_uses(labels, classes)]:
-        for number in {where[r][0] for r in set(classes[use.ids].tolist()) & produced}:
-            uses[number].append(use)
     spans = _spans(labels, classes, where, len(components))
-    return [
-        _group(roots, uses[number], spans[number], classes, blocked, additive)
-        for number, roots in enumerate(components)
+    uses: list[list[AxisUse]] = [[] for _ in components]
+    for view, going in enumerate(units):
+        for use in [*labels.uses, *_plain_uses(labels, classes[view])]:
+            for number in {where[root][0] for root in set(classes[view][use.ids].tolist()) & going}:
+                uses[number].append(use)
+    blocked = [
+        labels.blocked(classes[v], v) | _uncovered(labels, classes, where, v) for v in range(len(units))
     ]
+    additive = [labels.additive(roots) for roots in classes]
+    groups = []
+    for number, roots in enumerate(components):
+        view = next(v for v, going in enumerate(units) if roots[0] in going)
+        groups.append(
+            _group(roots, uses[number], spans[number], classes, view, blocked[view], additive[view])
+        )
+    return groups
+
+
+def _units(labels: LabelMap, classes: Classes) -> list[set[int]]:
+    """Return the classes that are units of each view: those that a weight produces, and that do not rest.
+
+    A class of the same labels in both views is a unit of the first. What rests in every view is a blocked unit of the
+    first, so that nothing is left out of the groups without a word.
+    """
+    made = [use.ids for use in labels.uses if use.role == "produces"]
+    if not made:
+        return [set() for _ in classes]
+    produced = np.unique(np.concatenate(made))
+    still = [np.array([*labels.resting[v]], np.int64) for v in range(len(classes))]
+    awake = [~np.isin(view[produced], view[ids]) for view, ids in zip(classes, still, strict=True)]
+    first = awake[DIMS] | ~np.any(awake, axis=0)
+    found = [set(classes[DIMS][produced[first]].tolist())]
+    if len(classes) > 1:
+        found.append(set(classes[HEADS][produced[awake[HEADS]]].tolist()) - set(classes[DIMS].tolist()))
+    return found
 
 
 def _plain_uses(labels: LabelMap, classes: Units) -> list[AxisUse]:
@@ -225,18 +254,20 @@ def _group(
     roots: list[int],
     uses: list[AxisUse],
     spans: list[Units],
-    classes: Units,
+    classes: Classes,
+    view: int,
     blocked: dict[int, str],
     additive: set[int],
 ) -> ChannelGroup:
     lookup = np.full(int(classes.max()) + 1, -1, np.int64)
     lookup[roots] = np.arange(len(roots))
     members = tuple(
-        Member(u.constant.name, u.axis, lookup[classes[u.ids]], u.role, u.node.name) for u in uses
+        Member(u.constant.name, u.axis, lookup[classes[view][u.ids]], u.role, u.node.name) for u in uses
     )
     only = {int(span[0]): "it is the only channel of a value" for span in spans if len(span) == 1}
+    name = next(m.node for m in members if m.role == "produces")
     return ChannelGroup(
-        name=next(m.node for m in members if m.role == "produces"),
+        name=name if view == DIMS else f"{name}:heads",
         units=len(roots),
         members=members,
         producers=tuple(dict.fromkeys(m.node for m in members if m.role == "produces")),
@@ -245,25 +276,64 @@ def _group(
         coupled=bool(additive & set(roots)),
         spans=tuple(spans),
         roots=np.array(roots, np.int64),
+        view=view,
     )
 
 
 def _spans(
-    labels: LabelMap, classes: Units, where: dict[int, tuple[int, int]], count: int
+    labels: LabelMap, classes: Classes, where: dict[int, tuple[int, int]], count: int
 ) -> list[list[Units]]:
-    """Return for each group the distinct sets of its units of which one must stay, or some value would be empty.
-
-    Where units of several groups make up an axis together, those of the first one answer for it: one choice of units in
-    one group must be valid whatever the others choose.
-    """
+    """Return for each group the distinct sets of its units of which one must stay, or some value would be empty."""
     seen: list[dict[bytes, Units]] = [{} for _ in range(count)]
     for value in labels.values.values():
-        roots = set(np.unique(classes[value.ids]).tolist())
-        places = [where[r] for r in roots if r in where]
-        # An axis that also holds other things keeps those, so it cannot run empty.
-        if not places or len(places) != len(roots):
-            continue
-        first = min(number for number, _ in places)
-        units = np.array(sorted(unit for number, unit in places if number == first), np.int64)
-        seen[first].setdefault(units.tobytes(), units)
+        for view in classes:
+            number, units = _answering(np.unique(view[value.ids]).tolist(), where)
+            if len(units):
+                seen[number].setdefault(units.tobytes(), units)
     return [list(found.values()) for found in seen]
+
+
+def _answering(roots: list[int], where: dict[int, tuple[int, int]]) -> tuple[int, Units]:
+    """Return the group, and its units among the classes `roots` of one value, of which one must stay.
+
+    Where units of several groups make up a value together, those of the first group answer for it: one choice of units
+    in one group must be valid whatever the others choose. There are none where the value also holds other things.
+    """
+    places = [where[root] for root in roots if root in where]
+    if not places or len(places) != len(roots):
+        return -1, np.zeros(0, np.int64)
+    first = min(number for number, _ in places)
+    return first, np.array(sorted(unit for number, unit in places if number == first), np.int64)
+
+
+def _uncovered(
+    labels: LabelMap, classes: Classes, where: dict[int, tuple[int, int]], view: int
+) -> dict[int, str]:
+    """Return the heads that must stay, since a value does not hold every position of every one of them.
+
+    Each view alone leaves something of every value. Both together do where every unit that one view has to leave meets
+    all of those of which the other has to leave one, or something that the other cannot remove.
+    """
+    found: dict[int, str] = {}
+    for value in labels.values.values() if view == HEADS else ():
+        pairs = np.unique(classes[:, value.ids.reshape(-1)], axis=1)
+        if (pairs[DIMS] == pairs[HEADS]).all():
+            continue
+        spans = []
+        for roots in pairs:
+            number, units = _answering(np.unique(roots).tolist(), where)
+            spans.append(
+                {root for root in roots.tolist() if root in where and where[root][0] == number and len(units)}
+            )
+        dims = spans[DIMS] or set(pairs[DIMS].tolist()) - where.keys()
+        covered = [
+            _covers(set(pairs[HEADS][pairs[DIMS] == d].tolist()), d, spans[HEADS], where) for d in dims
+        ]
+        if not (all(covered) if spans[DIMS] else any(covered)):
+            reason = "its heads and their channels do not make up a whole rectangle"
+            found.update(dict.fromkeys(pairs[HEADS].tolist(), reason))
+    return found
+
+
+def _covers(heads: set[int], dim: int, span: set[int], where: dict[int, tuple[int, int]]) -> bool:
+    return dim in heads or bool(heads - where.keys()) or bool(span and heads >= span)

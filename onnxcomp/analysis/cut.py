@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.labels import LabelMap, Labels
 from onnxcomp.analysis.moves import pad_amounts, reshape_target, slice_bounds
+from onnxcomp.analysis.views import Classes, Mask, removed_at
 from onnxcomp.ir.graph import Array, Constant, Node, Value
 from onnxcomp.ir.model import Model
 
 __all__ = ["axis_masks", "cut", "mask_consumers"]
 
-Mask = NDArray[np.bool_]
 
-
-def axis_masks(labels: Labels, classes: NDArray[np.int64], removed: Mask) -> dict[int, Mask]:
+def axis_masks(labels: Labels, classes: Classes, removed: Mask) -> dict[int, Mask]:
     """Return, for every axis of a value that loses positions, the mask `[shape[axis]]` of those that stay."""
-    masks = {}
-    gone = removed[classes[labels.ids]]
-    for axis in labels.axes:
-        others = tuple(a for a in range(gone.ndim) if a != axis)
-        lost = np.asarray(gone.all(axis=others), bool)
-        if lost.any():
-            masks[axis] = ~lost
+    masks: dict[int, Mask] = {}
+    for view in classes:
+        gone = removed[view[labels.ids]]
+        for axis in labels.axes:
+            others = tuple(a for a in range(gone.ndim) if a != axis)
+            lost = np.asarray(gone.all(axis=others), bool)
+            if lost.any():
+                masks[axis] = masks.get(axis, np.ones_like(lost)) & ~lost
     return masks
 
 
-def cut(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> None:
+def cut(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> None:
     """Remove all positions whose class is marked in `removed` from `model` (a clone of the analysed one), in place.
 
     Names of constants stay. The new arrays are computed before the first edit, so that a failure leaves `model` whole.
@@ -38,7 +37,7 @@ def cut(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mas
     done: set[tuple[str, int]] = set()
     for use in labels.uses:
         key = (use.constant.name, use.axis)
-        stays = ~removed[classes[use.ids]]
+        stays = ~removed_at(classes, removed, use.ids)
         if key not in done and not stays.all():
             array = new.get(use.constant.name, use.constant.values)
             new[use.constant.name] = np.compress(stays, array, axis=use.axis)
@@ -58,14 +57,14 @@ def cut(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mas
         edit(model)
 
 
-def mask_consumers(model: Model, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> None:
+def mask_consumers(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> None:
     """Zero the slices of every weight that contract a removed channel; shapes stay. Edits `model` in place.
 
     What the model computes then is what `cut` must compute exactly: the oracle of every structural edit. Zeroing where
     channels are consumed, not where they are made, is right for any operator in between, also where f(0) is not 0.
     """
     for use in labels.uses:
-        gone = removed[classes[use.ids]]
+        gone = removed_at(classes, removed, use.ids)
         if use.role == "consumes" and gone.any():
             constant = model.graph.constants[use.constant.name]
             array = np.array(constant.values)
@@ -92,7 +91,7 @@ def _set(node: Node, index: int, values: Array) -> Edit:
     return edit
 
 
-def _regroup(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+def _regroup(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     """Return the edit of a depthwise convolution's `group` attribute: as many as input channels stay."""
     data = _labels_of(node.inputs[0], labels)
     masks = axis_masks(data, classes, removed)
@@ -106,7 +105,7 @@ def _regroup(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: 
     return edit
 
 
-def _reshape(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+def _reshape(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     made, data = labels.values[node.outputs[0].name], _labels_of(node.inputs[0], labels)
     masks, before = (axis_masks(of, classes, removed) for of in (made, data))
     places = reshape_target(node, labels)
@@ -134,7 +133,7 @@ def _reshape(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: 
     return edit
 
 
-def _split(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+def _split(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     data = _labels_of(node.inputs[0], labels)
     axis = int(node.attrs.get("axis", 0)) % len(data.shape)
     stays = axis_masks(data, classes, removed).get(axis)
@@ -154,7 +153,7 @@ def _split(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Ma
     return edit
 
 
-def _slice(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+def _slice(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     data = _labels_of(node.inputs[0], labels)
     masks = axis_masks(data, classes, removed)
     bounds = slice_bounds(node, data.shape)
@@ -178,7 +177,7 @@ def _slice(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Ma
     return edit
 
 
-def _pad(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask) -> Edit | None:
+def _pad(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     made = labels.values[node.outputs[0].name]
     masks = axis_masks(made, classes, removed)
     amounts = pad_amounts(node, len(made.shape))
@@ -200,7 +199,7 @@ def _pad(node: Node, labels: LabelMap, classes: NDArray[np.int64], removed: Mask
     return _set(node, 1, new) if changed else None
 
 
-_REDERIVE: dict[str, Callable[[Node, LabelMap, NDArray[np.int64], Mask], Edit | None]] = {
+_REDERIVE: dict[str, Callable[[Node, LabelMap, Classes, Mask], Edit | None]] = {
     "group": _regroup,
     "reshape": _reshape,
     "split": _split,

@@ -6,6 +6,9 @@ that contract an axis tie the labels there to an axis of their weight. What is n
 reason (algorithm: provenance labels by execution; no per-operator index maps are written by hand).
 
 Label arrays are kept *compact*: an axis has its full size only where labels differ along it, else size 1.
+
+Where elements can go in two ways (a value of attention by whole heads, or by the same positions of every head), there are
+two *views*: sets of ties that each make a valid partition of their own (see `onnxcomp.analysis.views`).
 """
 
 from __future__ import annotations
@@ -22,12 +25,26 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxcomp.ir.graph import Constant, Node
 
-__all__ = ["AxisUse", "Ids", "LabelMap", "Labels", "Role", "compact", "meet"]
+__all__ = [
+    "DIMS",
+    "HEADS",
+    "AxisUse",
+    "Deferred",
+    "Ids",
+    "LabelMap",
+    "Labels",
+    "Role",
+    "compact",
+    "meet",
+]
 
 Ids = NDArray[np.int64]
 """An array of label numbers."""
 Role = Literal["produces", "consumes", "follows"]
 """How a stored tensor's axis relates to its labels: it makes them, contracts them, or is cut along with them."""
+
+DIMS, HEADS = 0, 1
+"""The views: single positions (the same ones in every head), and whole heads."""
 
 
 def compact(ids: Ids) -> Ids:
@@ -72,6 +89,21 @@ class AxisUse:
     node: Node
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A tie whose axis is known only when labels of the surrounding nodes have been tied.
+
+    Once the classes of `ids` differ along one axis only: `other` (of as many axes) is tied to them where it is `full`
+    along that axis. Otherwise `other` is not cut with them, and rests; where it has channels of its own (`own`), both do.
+    """
+
+    ids: Ids
+    other: Ids
+    full: frozenset[int]
+    own: bool
+    additive: bool = False
+
+
 @dataclass
 class LabelMap:
     """All labels of a graph: arrays per value, ties between labels, axes of stored tensors, and what is blocked.
@@ -83,6 +115,9 @@ class LabelMap:
         rederive: nodes whose shape constants depend on channel counts, with the kind of constant.
         reasons: blocked labels and why.
         foreign: stored tensors that a declined node or a subgraph reads, and why they cannot be cut.
+        products: inputs of nodes at which two computed values are contracted: their channels are read there, by no weight.
+        deferred: ties that wait for others.
+        resting: for each view the labels that cannot go by it, and why; another view may let them go.
     """
 
     values: dict[str, Labels] = field(default_factory=dict)
@@ -91,8 +126,12 @@ class LabelMap:
     rederive: list[tuple[Node, str]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
+    products: list[tuple[Node, int]] = field(default_factory=list)
+    deferred: list[Deferred] = field(default_factory=list)
+    resting: tuple[dict[int, str], dict[int, str]] = field(default_factory=lambda: ({}, {}))
     _count: int = 0
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _view_ties: tuple[list[tuple[Ids, Ids]], list[tuple[Ids, Ids]]] = field(default_factory=lambda: ([], []))
     _additive: list[Ids] = field(default_factory=list)
     _axis_ids: dict[tuple[str, int], Ids] = field(default_factory=dict)
 
@@ -142,20 +181,36 @@ class LabelMap:
         self.uses.append(AxisUse(constant, axis, ids, role, node))
         return ids
 
-    def tie(self, first: Ids, second: Ids, *, additive: bool = False) -> None:
-        """Unite labels pairwise (broadcasting); `additive` marks them as a stream that several producers add to."""
+    def tie(self, first: Ids, second: Ids, *, additive: bool = False, view: int | None = None) -> None:
+        """Unite labels pairwise (broadcasting), in one view where one is given.
+
+        `additive` marks them as a stream that several producers add to.
+        """
         a, b = np.broadcast_arrays(first, second)
-        self._ties.append((a.reshape(-1).copy(), b.reshape(-1).copy()))
+        ties = self._ties if view is None else self._view_ties[view]
+        ties.append((a.reshape(-1).copy(), b.reshape(-1).copy()))
         if additive:
             self._additive.append(np.unique(a))
 
-    def flatten(self, ids: Ids, axes: Iterable[int]) -> Ids:
-        """Tie all labels along each of `axes` and return `ids` reduced to size 1 there."""
+    def flatten(self, ids: Ids, axes: Iterable[int], view: int | None = None) -> Ids:
+        """Tie all labels along each of `axes` (in one view where one is given) and return `ids` at size 1 there."""
         for axis in axes:
             first = ids.take([0], axis)
-            self.tie(first, ids)
+            self.tie(first, ids, view=view)
             ids = first
         return ids
+
+    def rest(self, ids: Ids, view: int | None, reason: str) -> None:
+        """Let `ids` stay in `view` (in every one where None); unlike `block`, another view may let them go."""
+        for number in (DIMS, HEADS) if view is None else (view,):
+            for label in np.unique(ids):
+                self.resting[number].setdefault(int(label), reason)
+
+    def defer(self, ids: Ids, other: Labels, varying: set[int], own: bool, additive: bool = False) -> None:
+        """Tie `other` to `ids`, whose labels differ along the axes `varying`, once it is known along which they can go."""
+        full = frozenset(a for a in varying if other.shape[a] > 1)
+        if full or own:
+            self.deferred.append(Deferred(ids, other.ids, full, own, additive))
 
     def block(self, ids: Ids, reason: str) -> None:
         """Forbid the removal of `ids`; the first reason of each label stays."""
@@ -163,13 +218,19 @@ class LabelMap:
             self.reasons.setdefault(int(label), reason)
 
     # --- reading ------------------------------------------------------------------------------------------------
-    def roots(self) -> Ids:
-        """Return for every label the number of its class of tied labels."""
+    @property
+    def views(self) -> int:
+        """How many views there are: two where any tie or rest belongs to one of them."""
+        return 2 if any(self._view_ties) or self.resting[DIMS].keys() != self.resting[HEADS].keys() else 1
+
+    def roots(self, view: int | None = None) -> Ids:
+        """Return for every label the number of its class of labels that are tied (in `view`, or in every view)."""
         if not self._count:
             return np.zeros(0, np.int64)
-        if self._ties:
-            rows = np.concatenate([a for a, _ in self._ties])
-            cols = np.concatenate([b for _, b in self._ties])
+        ties = self._ties + ([] if view is None else self._view_ties[view])
+        if ties:
+            rows = np.concatenate([a for a, _ in ties])
+            cols = np.concatenate([b for _, b in ties])
         else:
             rows = cols = np.zeros(0, np.int64)
         matrix: Any = coo_matrix(
@@ -181,36 +242,13 @@ class LabelMap:
         """Return the classes that several producers add to (residual streams)."""
         return {int(r) for ids in self._additive for r in np.unique(roots[ids])}
 
-    def blocked(self, roots: Ids) -> dict[int, str]:
-        """Return the reason of every blocked class."""
+    def blocked(self, roots: Ids, view: int) -> dict[int, str]:
+        """Return the reason of every class of `view` that is blocked or rests."""
         found: dict[int, str] = {}
-        for label, reason in self.reasons.items():
-            found.setdefault(int(roots[label]), reason)
+        for reasons in (self.reasons, self.resting[view]):
+            for label, reason in reasons.items():
+                found.setdefault(int(roots[label]), reason)
         return found
-
-    def make_rectangular(self) -> Ids:
-        """Tie labels until every class is a whole slab along one axis of every value; return the classes.
-
-        A value whose labels differ along two axes (a channel axis split in two by Reshape) cannot lose single elements:
-        all labels of one slab are tied, along the axis that has the most different slabs, so that the most classes are
-        left. Ties only grow, so the loop ends.
-        """
-        while True:
-            roots = self.roots()
-            changed = False
-            for labels in [*self.values.values(), *(spread for _, spread in self.spread.values())]:
-                if len(labels.axes) < 2:
-                    continue
-                classes = compact(roots[labels.ids])
-                axes = [a for a, size in enumerate(classes.shape) if size > 1]
-                if len(axes) < 2:
-                    continue
-                keep = max(axes, key=lambda a: np.unique(classes, axis=a).shape[a])
-                slabs = np.moveaxis(labels.ids, keep, 0).reshape(labels.ids.shape[keep], -1)
-                self.tie(slabs[:, :1], slabs)
-                changed = True
-            if not changed:
-                return roots
 
 
 def meet(
@@ -225,28 +263,37 @@ def meet(
 
     A computed operand of size 1 along an axis along which others have channels (a scalar, a spatial mask) is read by all
     of them and is not cut. Where such an operand has channels along another axis, everything that meets is blocked.
-    `stored` operands are cut along the axes along which computed ones have channels, and along no other.
+    `stored` operands are cut along the axes along which computed ones have channels, and along no other. Where the
+    others have labels along several axes, it is decided when it is known along which of them they can go.
     """
     operands = [_pad(o, len(shape)) for o in (computed or stored)]
     varying = {a for o in operands for a in o.axes}
     taking: list[Labels] = []
+    waiting: list[Labels] = []
     for operand in operands:
-        stretched = {a for a in varying if operand.shape[a] == 1 and shape[a] > 1}
-        if not stretched:
-            taking.append(operand)
-        elif operand.axes:
-            for other in operands:
-                labels.block(other.ids, "it meets a value that has channels along another axis")
-    if not taking:
-        return labels.uniform(shape, "it meets a value that has channels along another axis")
+        (waiting if _stretched(operand, varying, shape) else taking).append(operand)
+    if not taking or (len(varying) < 2 and any(operand.axes for operand in waiting)):
+        reason = "it meets a value that has channels along another axis"
+        for operand in operands:
+            labels.block(operand.ids, reason)
+        return labels.uniform(shape, reason)
     merged = taking[0].ids
     for operand in taking[1:]:
         labels.tie(merged, operand.ids, additive=additive)
         merged = _flat_where_either(merged, operand.ids)
+    for operand in waiting:
+        labels.defer(merged, operand, varying, bool(operand.axes), additive)
     for operand in (_pad(o, len(shape)) for o in (stored if computed else ())):
-        if varying & set(operand.axes):
+        if _stretched(operand, varying, shape):
+            labels.defer(merged, operand, varying, own=False)
+        elif varying & set(operand.axes):
             labels.tie(merged, operand.ids)
     return Labels(merged, shape)
+
+
+def _stretched(operand: Labels, varying: set[int], shape: tuple[int, ...]) -> bool:
+    """Return whether `operand` is repeated along an axis along which labels differ."""
+    return any(operand.shape[a] == 1 and shape[a] > 1 for a in varying)
 
 
 def _flat_where_either(first: Ids, second: Ids) -> Ids:

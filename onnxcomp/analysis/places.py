@@ -36,6 +36,7 @@ class Places:
     def __init__(self, model: Model, groups: ChannelGroups, group: ChannelGroup) -> None:
         self._graph: Graph = model.graph
         self._groups = groups
+        self._classes = groups.classes[group.view]
         self._nodes: Mapping[str, Node] = {node.name: node for node in model.graph.nodes}
         self._unit_of = np.full(int(groups.classes.max(initial=-1)) + 1, -1, np.int64)
         self._unit_of[group.roots] = np.arange(group.units)
@@ -45,7 +46,7 @@ class Places:
         labels = self._groups.labels.values.get(value)
         if labels is None:
             return None
-        units = self._unit_of[compact(self._groups.classes[labels.ids])]
+        units = self._unit_of[compact(self._classes[labels.ids])]
         varying = [axis for axis, size in enumerate(units.shape) if size > 1]
         if len(varying) != 1 or (units < 0).all():
             return None
