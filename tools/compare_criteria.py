@@ -1,0 +1,371 @@
+"""Compare the criteria of prune-filters: accuracy against remaining MACs, with repair and without, as table and picture.
+
+    python -m tools.compare_criteria [--quick] [--criteria NAME,...] [--shares X,...] [--draw-only]
+                                     [--samples N] [--threads N] [--shared FOLDER] [--folder FOLDER]
+
+Every cell is one call of `onnxcomp.optimize`, judged on all evaluation images. The folder (`docs`) gets `criteria.json`,
+`criteria.png` and the section on criteria of `results.md`. Cells that the JSON file already holds are not run again, so
+that a comparison can be interrupted and resumed; delete the file to begin anew. The networks and the data are those of
+`../shared` or `--shared`; `--quick` runs a few cells on a shipped net. The picture needs the extra `report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import onnxcomp
+from onnxcomp.api import Optimized
+from onnxcomp.errors import BudgetError
+from onnxcomp.runtime.preprocess import Preprocess
+from tools.bench_output import write_document
+from tools.criteria_picture import Curve, Panel, draw
+
+__all__ = [
+    "CRITERIA",
+    "NETS",
+    "REPAIRS",
+    "SHARES",
+    "Cell",
+    "Comparison",
+    "Net",
+    "Outcome",
+    "main",
+    "measure",
+    "panels",
+    "pipeline",
+    "renewed",
+    "section",
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXACT = "fold-constants,fold-batchnorm,remove-dead"
+
+CRITERIA = ("obs", "activation", "hrank", "entropy", "apoz", "bn-scale", "fpgm", "l2", "l1", "random")
+
+SHARES = (0.8, 0.65, 0.5, 0.35)
+
+REPAIRS = {"with repair": "repair=sequential joint=0", "without repair": "repair=none"}
+"""Pass options by the name of the panel. The joint refinement, which is the same for every criterion, is left out: it
+takes most of the time."""
+
+_SECTION = re.compile(r"<!-- criteria -->\n.*?<!-- end criteria -->\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network and its data; `preprocess` is for networks that take other values than the data's own table makes."""
+
+    name: str
+    model: Path
+    calibration: Path
+    evaluation: Path
+    preprocess: Preprocess | None = None
+
+
+_CIFAR = (Path("data/cifar10_calibration.npz"), Path("data/cifar10_evaluation.npz"))
+
+NETS = (
+    Net("ResNet-20", Path("models/cifar10_resnet20_bn.onnx"), *_CIFAR),
+    # It takes the values 0..255 as they are.
+    Net(
+        "ResNet-8",
+        Path("models/mlperftiny_resnet8_cifar10.onnx"),
+        *_CIFAR,
+        Preprocess(layout="NHWC->NCHW"),
+    ),
+)
+"""What is compared on; paths are relative to `../shared`."""
+
+QUICK = Net(
+    "digits ResNet",
+    ROOT / "models/digits_resnet.onnx",
+    ROOT / "models/digits_calibration.npz",
+    ROOT / "models/digits_evaluation.npz",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of one curve: which net is cut by which criterion to which share of its MACs, and repaired how."""
+
+    net: str
+    criterion: str
+    macs: float
+    repair: str
+    samples: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell: accuracies in percent on `images`, and notes where the criterion had to fall back."""
+
+    cell: Cell
+    pipeline: str
+    accuracy_before: float
+    accuracy: float
+    macs_share: float
+    images: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be run: nets, criteria, shares of MACs, and how many calibration samples on how many threads."""
+
+    nets: Sequence[Net]
+    criteria: Sequence[str] = CRITERIA
+    shares: Sequence[float] = SHARES
+    samples: int = 512
+    threads: int = 1
+
+    def cells(self) -> Iterator[tuple[Net, Cell]]:
+        """Yield all cells, the quick ones of every net first."""
+        for repair in sorted(REPAIRS, key=lambda name: REPAIRS[name] != "repair=none"):
+            for net in self.nets:
+                for macs in self.shares:
+                    for criterion in self.criteria:
+                        yield net, Cell(net.name, criterion, macs, repair, self.samples)
+
+
+def pipeline(cell: Cell) -> str:
+    """Return the text of the pipeline that `cell` runs."""
+    options = f"macs={cell.macs:g} scope=uniform criterion={cell.criterion} {REPAIRS[cell.repair]}"
+    return f"{EXACT},prune-filters{{{options}}}"
+
+
+def measure(net: Net, cell: Cell, threads: int) -> Outcome:
+    """Run one cell as users do and return what came of it."""
+    start = time.monotonic()
+    try:
+        result = onnxcomp.optimize(
+            net.model,
+            pipeline(cell),
+            calibration=net.calibration,
+            evaluation=net.evaluation,
+            preprocess=net.preprocess,
+            samples=cell.samples,
+            seed=cell.seed,
+            threads=threads,
+        )
+    except BudgetError as missed:
+        # What was reached is as good a point as any: it is drawn where its MACs are.
+        result = cast(Optimized, missed.result)
+    report = result.report
+    found = report.comparison
+    assert found is not None and found.accuracy_before is not None and found.accuracy_after is not None
+    assert report.before.macs and report.after.macs
+    return Outcome(
+        cell=cell,
+        pipeline=pipeline(cell),
+        accuracy_before=found.accuracy_before,
+        accuracy=found.accuracy_after,
+        macs_share=report.after.macs / report.before.macs,
+        images=next(d.samples for d in report.data if d.role == "evaluation"),
+        seconds=round(time.monotonic() - start, 1),
+        notes=tuple(note for note in report.runs[-1].notes if note.startswith("criterion=")),
+    )
+
+
+# --- the JSON document -----------------------------------------------------------------------------------------------
+def load(path: Path) -> dict[Cell, Outcome]:
+    """Return the outcomes that the JSON document at `path` holds, by cell; none where there is no such file."""
+    if not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = (Outcome(**{**row, "cell": Cell(**row["cell"]), "notes": tuple(row["notes"])}) for row in rows)
+    return {outcome.cell: outcome for outcome in found}
+
+
+def store(path: Path, outcomes: Mapping[Cell, Outcome]) -> None:
+    """Write the outcomes to the JSON document at `path`, whole or not at all."""
+    aside = path.with_suffix(".part")
+    write_document(aside, "criteria", {"cells": [asdict(outcome) for outcome in outcomes.values()]})
+    aside.replace(path)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
+    """Return what the picture shows: a panel per net and kind of repair, a curve per criterion."""
+    found = []
+    for net in dict.fromkeys(o.cell.net for o in outcomes):
+        for repair in REPAIRS:
+            here = [o for o in outcomes if (o.cell.net, o.cell.repair) == (net, repair)]
+            curves = [
+                Curve(criterion, tuple(sorted((o.macs_share, o.accuracy) for o in points)))
+                for criterion in CRITERIA
+                if (points := [o for o in here if o.cell.criterion == criterion])
+            ]
+            if curves:
+                found.append(Panel(f"{net}, {repair}", here[0].accuracy_before, tuple(curves)))
+    return found
+
+
+def section(outcomes: Sequence[Outcome]) -> str:
+    """Return the section of the page: how it was measured, the picture, and a table per net and kind of repair."""
+    samples = sorted({o.cell.samples for o in outcomes})
+    images = sorted({o.images for o in outcomes})
+    how = (
+        f"Top-1 accuracy on all {_words(images)} evaluation images against the share of multiply-accumulates that "
+        f"remains, with `scope=uniform`, {_words(samples)} calibration images and seed 0. Repair is "
+        f"`{REPAIRS['with repair']}`: the joint refinement, which every criterion gets alike, is left out because it takes "
+        "most of the time. The best of a column is in bold. Made by `python -m tools.compare_criteria`; the figures are in "
+        "[criteria.json](criteria.json)."
+    )
+    picture = "![accuracy against remaining MACs, one line per criterion](criteria.png)"
+    lines = ["<!-- criteria -->", "## Criteria of prune-filters", "", how, "", picture, ""]
+    for net in dict.fromkeys(o.cell.net for o in outcomes):
+        for repair in REPAIRS:
+            lines += _table([o for o in outcomes if (o.cell.net, o.cell.repair) == (net, repair)])
+    notes = sorted({(o.cell.net, note) for o in outcomes for note in o.notes})
+    if notes:
+        lines += ["Where a criterion had no meaning:", ""]
+        lines += [f"- {net}: {note}." for net, note in notes] + [""]
+    return "\n".join([*lines, "<!-- end criteria -->", ""])
+
+
+def _table(outcomes: Sequence[Outcome]) -> list[str]:
+    if not outcomes:
+        return []
+    first = outcomes[0]
+    shares = sorted({o.cell.macs for o in outcomes}, reverse=True)
+    by_place = {(o.cell.criterion, o.cell.macs): o.accuracy for o in outcomes}
+    best = {share: max(a for (_, s), a in by_place.items() if s == share) for share in shares}
+    head = [f"{first.cell.net}, {first.cell.repair}", *(f"{share:.0%} of MACs" for share in shares)]
+    rows = [
+        [f"`{c}`", *(_figure(by_place.get((c, share)), best[share]) for share in shares)]
+        for c in CRITERIA
+        if any((c, share) in by_place for share in shares)
+    ]
+    lines = [head, ["---", *("---:" for _ in shares)], *rows]
+    return [
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+        f"The network as given: {first.accuracy_before:.2f} %.",
+        "",
+    ]
+
+
+def _figure(accuracy: float | None, best: float) -> str:
+    if accuracy is None:
+        return "-"
+    return f"**{accuracy:.2f}**" if accuracy == best else f"{accuracy:.2f}"
+
+
+def _words(numbers: Sequence[int]) -> str:
+    return " or ".join(f"{number:,}" for number in numbers)
+
+
+def renewed(page: str, text: str) -> str:
+    """Return `page` with its section on criteria replaced by `text`, which goes to the end where there is none yet."""
+    if _SECTION.search(page):
+        return _SECTION.sub(lambda _: text, page)
+    return f"{page or '# Results'}\n\n{text}" if not page.endswith("\n") else f"{page}\n{text}"
+
+
+def publish(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write the picture and the section of the page into `folder`."""
+    draw(panels(outcomes), folder / "criteria.png")
+    page = folder / "results.md"
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    page.write_text(renewed(before, section(outcomes)), encoding="utf-8")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few cells on a shipped net")
+    parser.add_argument("--criteria", type=_names, default=CRITERIA, metavar="NAME,...")
+    parser.add_argument("--shares", type=_numbers, metavar="X,...", help="shares of MACs that remain")
+    parser.add_argument("--samples", type=int, help="calibration samples (default 512, 64 with --quick)")
+    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (default 1)")
+    parser.add_argument("--shared", type=Path, default=ROOT / "../shared", help="folder of models/ and data/")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="what is written goes here (default docs, with --quick a temporary folder)",
+    )
+    parser.add_argument("--draw-only", action="store_true", help="run nothing, draw what the JSON file holds")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    for name in names:
+        if name not in CRITERIA:
+            raise argparse.ArgumentTypeError(
+                f"there is no criterion '{name}'; there are {', '.join(CRITERIA)}"
+            )
+    return names
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    numbers = tuple(float(word) for word in text.split(","))
+    if not all(0 < number <= 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"'{text}' are not shares between 0 and 1")
+    return numbers
+
+
+def _comparison(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Comparison:
+    """Return what is to be run; ends the program where a file is not there."""
+    nets: Sequence[Net] = [QUICK]
+    if not options.quick:
+        nets = [
+            replace(
+                net,
+                **{
+                    name: options.shared / getattr(net, name)
+                    for name in ("model", "calibration", "evaluation")
+                },
+            )
+            for net in NETS
+        ]
+    for net in nets:
+        for path in (net.model, net.calibration, net.evaluation):
+            if not path.exists():
+                parser.error(f"{path} does not exist; say with --shared where models/ and data/ are")
+    shares = options.shares or ((0.7, 0.4) if options.quick else SHARES)
+    samples = options.samples or (64 if options.quick else 512)
+    return Comparison(nets, options.criteria, shares, samples, options.threads)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cells that are missing and publish all of them; return the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    comparison = _comparison(parser, options)
+    folder: Path = options.folder or (
+        Path(tempfile.mkdtemp(prefix="criteria-")) if options.quick else ROOT / "docs"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = load(folder / "criteria.json")
+    todo = [(net, cell) for net, cell in comparison.cells() if cell not in outcomes]
+    for place, (net, cell) in enumerate([] if options.draw_only else todo, 1):
+        outcome = outcomes[cell] = measure(net, cell, comparison.threads)
+        store(folder / "criteria.json", outcomes)
+        print(
+            f"{place}/{len(todo)} {cell.net} {cell.criterion} {cell.macs:g} {cell.repair}: "
+            f"{outcome.accuracy:.2f} % at {outcome.macs_share:.1%}, {outcome.seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    if not outcomes:
+        parser.error(f"{folder / 'criteria.json'} holds nothing to draw; leave --draw-only out")
+    publish(folder, list(outcomes.values()))
+    print(folder / "results.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
