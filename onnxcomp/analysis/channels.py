@@ -130,6 +130,15 @@ class ChannelGroups:
             )
         return shapes
 
+    def owners(self) -> tuple[Units, Units]:
+        """Return for every class the number of the group whose unit it is, and the unit; -1 for none."""
+        owner = np.full(int(self.classes.max(initial=-1)) + 1, -1, np.int64)
+        unit = owner.copy()
+        for number, group in enumerate(self.groups):
+            owner[group.roots] = number
+            unit[group.roots] = np.arange(group.units)
+        return owner, unit
+
     def _removed(self, keep: Mapping[str, Mask]) -> Mask:
         removed = np.zeros(int(self.classes.max(initial=-1)) + 1, bool)
         for name, mask in keep.items():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from onnxcomp.analysis.labels import LabelMap, Labels
 from onnxcomp.analysis.moves import pad_amounts, reshape_target, slice_bounds
 from onnxcomp.analysis.views import Classes, Mask, removed_at
-from onnxcomp.ir.graph import Array, Constant, Node, Value
+from onnxcomp.ir.graph import Array, Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.shapes import ValueType, infer_types
 
 __all__ = ["axis_masks", "cut", "mask_consumers"]
 
@@ -58,10 +59,11 @@ def cut(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> None
 
 
 def mask_consumers(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> None:
-    """Zero the slices of every weight that contract a removed channel; shapes stay. Edits `model` in place.
+    """Zero removed channels where they are contracted: in the weights that do, and before products. Edits `model` in place.
 
     What the model computes then is what `cut` must compute exactly: the oracle of every structural edit. Zeroing where
-    channels are consumed, not where they are made, is right for any operator in between, also where f(0) is not 0.
+    channels are consumed, not where they are made, is right for any operator in between, also where f(0) is not 0. Where
+    two computed values are contracted there is no weight: both are multiplied with a mask just before. Shapes stay.
     """
     for use in labels.uses:
         gone = removed_at(classes, removed, use.ids)
@@ -70,6 +72,22 @@ def mask_consumers(model: Model, labels: LabelMap, classes: Classes, removed: Ma
             array = np.array(constant.values)
             np.moveaxis(array, use.axis, 0)[gone] = 0
             constant.values = _frozen(array)
+    nodes = {node.name: node for node in model.graph.nodes}
+    types = infer_types(model) if labels.products else {}
+    for node, index in labels.products:
+        gone = removed_at(classes, removed, labels.values[node.inputs[index].name].ids)
+        if gone.any():
+            _mask_before(model, nodes[node.name], index, ~gone, types)
+
+
+def _mask_before(model: Model, node: Node, index: int, stays: Mask, types: Mapping[str, ValueType]) -> None:
+    """Multiply input `index` of `node` with a mask, in the type of that value."""
+    value = node.inputs[index]
+    mask = model.graph.add_constant(f"{value.name}.mask", _frozen(stays.astype(types[value.name].dtype)))
+    masked = Variable(model.graph.fresh_name(f"{value.name}.masked"))
+    name = model.graph.fresh_name(f"{node.name}.mask{index}")
+    model.graph.insert(Node("Mul", name, {}, [value, mask], [masked]), node)
+    model.graph.set_input(node, index, masked)
 
 
 def _frozen(array: Array) -> Array:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxcomp.analysis.attention import CONTRACTIONS
 from onnxcomp.analysis.flow import Blocked, Flow, Rule, Shapes
 from onnxcomp.analysis.labels import Ids, LabelMap, Labels, meet
 from onnxcomp.analysis.moves import MOVES
@@ -134,25 +135,6 @@ def _gemm(flow: Flow, node: Node) -> list[Labels]:
     return [made]
 
 
-def _matmul(flow: Flow, node: Node) -> list[Labels]:
-    if isinstance(node.input(1), Constant):
-        weight, data, inward, axis = _weight(node, 1), node.inputs[0], 0, -1
-    elif isinstance(node.input(0), Constant):
-        weight, data, inward, axis = _weight(node, 0), node.inputs[1], 1, -2
-    else:
-        raise Blocked(f"it passes through MatMul {node.name!r} of two computed values, which cannot be cut")
-    shape = flow.shape(node)
-    ndim = len(flow.shapes[data.name])
-    if weight.values.ndim != 2 or len(shape) != ndim or ndim < 2:
-        raise Blocked(f"MatMul {node.name!r} has a weight that is not a matrix")
-    ids = flow.labels(data).along(ndim + axis)
-    if ids is None:
-        raise Blocked(f"MatMul {node.name!r} reads channels that lie along another axis")
-    flow.map.use_axis(node, weight, inward, ids, "consumes")
-    out = flow.map.use_axis(node, weight, 1 - inward, None, "produces")
-    return [flow.map.fresh_along(shape, ndim + axis, out)]
-
-
 def _batchnorm(flow: Flow, node: Node) -> list[Labels]:
     if len(node.outputs) != 1 or node.attrs.get("training_mode"):
         raise Blocked(f"BatchNormalization {node.name!r} is in training mode")
@@ -191,9 +173,7 @@ def _reduce(flow: Flow, node: Node) -> list[Labels]:
     if not axes and node.attrs.get("noop_with_empty_axes"):
         return [labels]
     axes = axes or set(range(ndim))
-    if axes & set(labels.axes):
-        raise Blocked(f"{node.op} {node.name!r} reduces over the channel axis")
-    ids = labels.ids
+    ids = _mixed(flow, labels, axes, f"{node.op} {node.name!r} reduces over the channel axis").ids
     if not node.attrs.get("keepdims", 1):
         ids = ids.reshape([size for a, size in enumerate(ids.shape) if a not in axes])
     return [Labels(ids, flow.shape(node))]
@@ -202,18 +182,28 @@ def _reduce(flow: Flow, node: Node) -> list[Labels]:
 def _mixes(flow: Flow, node: Node) -> list[Labels]:
     labels = flow.labels(node.inputs[0])
     axis = node.attrs.get("axis", MIXES_AXIS[node.op])
-    if axis is None or int(axis) % len(labels.shape) in labels.axes:
-        raise Blocked(f"{node.op} {node.name!r} mixes the channels")
-    return [labels]
+    axes = set(labels.axes) if axis is None else {int(axis) % len(labels.shape)}
+    return [_mixed(flow, labels, axes, f"{node.op} {node.name!r} mixes the channels")]
+
+
+def _mixed(flow: Flow, labels: Labels, axes: set[int], reason: str) -> Labels:
+    """Return `labels` where an operator mixes what lies along `axes`: it goes together, along other axes it goes alone.
+
+    The node is declined with `reason` where there is no other axis with channels.
+    """
+    mixed = axes & set(labels.axes)
+    if mixed and mixed == set(labels.axes):
+        raise Blocked(reason)
+    return Labels(flow.map.flatten(labels.ids, sorted(mixed)), labels.shape)
 
 
 _RULES: dict[str, Rule] = {
     "Conv": _conv,
     "Gemm": _gemm,
-    "MatMul": _matmul,
     "BatchNormalization": _batchnorm,
     "Clip": _same,
     "Dropout": _same,
+    **CONTRACTIONS,
     **MOVES,
     **dict.fromkeys(UNARY, _same),
     **dict.fromkeys(ELEMENTWISE, _elementwise),

@@ -18,6 +18,7 @@ __all__ = ["Classes", "Mask", "partition", "removed_at"]
 Classes = NDArray[np.int64]
 """The class of every label in every view, `[views, labels]`; classes of the same labels have the same number."""
 Mask = NDArray[np.bool_]
+"""Truth values, one per class or position."""
 
 _CROSSED = "it meets a value that has channels along another axis"
 _UNTIED = "a stored tensor that it meets is read along another axis elsewhere"
@@ -77,6 +78,7 @@ def _resolve(labels: LabelMap, view: int | None, roots: NDArray[np.int64], each:
         labels.tie(each.ids, each.other, additive=each.additive, view=view)
     elif each.full:
         labels.rest(each.other, view, _UNTIED)
+        labels.flatten(each.other, range(each.other.ndim), view)
     return True
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "NONDETERMINISTIC",
     "POOLING",
     "QUANTIZATION",
+    "RECURRENT",
     "REDUCTIONS",
     "RESHAPING",
     "SCALE_OR_SHIFT",
@@ -22,6 +23,9 @@ __all__ = [
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that contract an input axis with a weight."""
+
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators that walk along a sequence with a hidden state."""
 
 COUNTED = LINEAR | {"LSTM", "GRU"}
 """Operators whose multiply-accumulates are counted."""
