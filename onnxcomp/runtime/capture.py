@@ -186,6 +186,29 @@ class Frontier:
         for batch in range(self._batches):
             yield {name: self._spool.read(name, batch) for name in wanted}
 
+    def preview(self, model: Model, wanted: Sequence[str]) -> Iterator[Feed]:
+        """Yield `wanted` for every batch as `model` would make them from the values known here; nothing is kept.
+
+        `model` is this frontier's own with other weights: the same nodes by name, reading the same values.
+        """
+        inside = {node.name for node in self.pending(wanted)}
+        nodes = [node for node in model.graph.nodes if node.name in inside]
+        fed = [n for n in dict.fromkeys(r for node in nodes for r in _reads(node)) if n in self._spool]
+        made = [name for name in wanted if name not in self._spool]
+        session = self._session(nodes, fed, made, model)
+        for batch in range(self._batches):
+            found = session.run({name: self._spool.read(name, batch) for name in fed}, made)
+            yield {name: found[name] if name in found else self._spool.read(name, batch) for name in wanted}
+
+    def live_before(self, node: Node) -> list[str]:
+        """Return the values known before `node` runs that it, a later node or the graph's outputs still ask for."""
+        graph = self.model.graph
+        place = next(index for index, each in enumerate(graph.nodes) if each is node)
+        later = graph.nodes[place:]
+        made = {v.name for each in later for v in each.outputs}
+        asked = [*(name for each in later for name in _reads(each)), *(v.name for v in graph.outputs)]
+        return [name for name in dict.fromkeys(asked) if name not in made]
+
     def hold(self, name: str) -> None:
         """Keep the value `name` although nothing reads it any more, until `release`."""
         self._held.add(name)
@@ -211,10 +234,12 @@ class Frontier:
             ):
                 self._spool.drop(name)
 
-    def _session(self, nodes: list[Node], fed: list[str], outputs: list[str]) -> Session:
+    def _session(
+        self, nodes: list[Node], fed: list[str], outputs: list[str], model: Model | None = None
+    ) -> Session:
         kinds = {name: self._spool.kind(name) for name in fed}
         data = segment_bytes(
-            self.model,
+            model or self.model,
             nodes,
             {name: dtype for name, (dtype, _) in kinds.items()},
             outputs,

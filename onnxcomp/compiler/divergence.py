@@ -1,0 +1,98 @@
+"""How far a compressed network's outputs are from the original's, as one number that adds up over small damages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+
+__all__ = ["Reference"]
+
+Array = NDArray[Any]
+Array64 = NDArray[np.float64]
+
+_TINY = 1e-12
+"""Least probability: a saturated Softmax in float32 returns exact zeros."""
+
+
+class Reference:
+    """What the original makes of the judging samples, batch by batch.
+
+    The distance of an output of shape `[N, C >= 2]` is the Kullback-Leibler divergence of the two class distributions at
+    the output's own temperature: logits (or log probabilities, where rows are distributions) are divided by their
+    standard deviation over classes, and the divergence is multiplied by its square, in nats per sample (Hinton 2015,
+    "Distilling the knowledge in a neural network", section 2.1). At temperature 1 a network that is sure of its
+    calibration images would show no damage until classes flip. The distance of any other output of floats is the squared
+    error as a share of the output's variance. Several outputs add up.
+    """
+
+    def __init__(self, batches: Sequence[Mapping[str, Array]]) -> None:
+        self._batches = [{n: a for n, a in batch.items() if _is_float(a)} for batch in batches]
+        self.names = list(self._batches[0]) if self._batches else []
+        self._scale = {name: self._spread(name) for name in self.names}
+        self.samples = sum(len(next(iter(b.values()))) for b in self._batches if b)
+
+    def distance(self, batches: Iterable[Mapping[str, Array]]) -> float:
+        """Return the distance of other outputs for the same batches; infinite where one is not finite."""
+        total = 0.0
+        for wanted, found in zip(self._batches, batches, strict=True):
+            for name, array in wanted.items():
+                other = found[name]
+                if not np.isfinite(other).all():
+                    return float("inf")
+                if _chooses(array):
+                    total += _divergence(array, other, self._scale[name]) / max(1, self.samples)
+                else:
+                    gap = array.astype(np.float64) - other
+                    total += float(np.vdot(gap, gap)) / self._scale[name]
+        return total
+
+    def agreement(self, batches: Iterable[Mapping[str, Array]]) -> float | None:
+        """Return the share of samples on which the first class output chooses the same class; None without one."""
+        name = next((n for n in self.names if _chooses(self._batches[0][n])), None)
+        if name is None:
+            return None
+        same = 0
+        for wanted, found in zip(self._batches, batches, strict=True):
+            same += int((wanted[name].argmax(1) == found[name].argmax(1)).sum())
+        return same / max(1, self.samples)
+
+    def _spread(self, name: str) -> float:
+        """Return the temperature of a class output, and the summed squared deviation of any other; 1 for a constant."""
+        arrays = [batch[name] for batch in self._batches]
+        if _chooses(arrays[0]):
+            logits = np.concatenate([_logits(array, array) for array in arrays])
+            spread = float((logits - logits.mean(1, keepdims=True)).std())
+        else:
+            count = sum(array.size for array in arrays)
+            mean = sum(float(array.sum(dtype=np.float64)) for array in arrays) / max(1, count)
+            spread = sum(float(np.square(array.astype(np.float64) - mean).sum()) for array in arrays)
+        return spread if spread > 0 else 1.0
+
+
+def _is_float(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+
+
+def _chooses(array: Array) -> bool:
+    return array.ndim == 2 and array.shape[1] >= 2
+
+
+def _divergence(wanted: Array, found: Array, temperature: float) -> float:
+    """Return the summed divergence `T^2 sum p (log p - log q)` over the rows of two `[n, c]` outputs."""
+    p, q = (
+        scipy.special.log_softmax(_logits(array, wanted) / temperature, axis=1) for array in (wanted, found)
+    )
+    return float((np.exp(p) * (p - q)).sum()) * temperature**2
+
+
+def _logits(array: Array, judged: Array) -> Array64:
+    """Return logits; whether rows are distributions, whose logarithms are meant, is told from `judged`."""
+    values = array.astype(np.float64)
+    if bool((judged >= 0).all()) and np.allclose(judged.sum(1), 1.0, atol=1e-3):
+        logs: Array64 = np.log(np.maximum(values, _TINY))
+        return logs
+    return values
