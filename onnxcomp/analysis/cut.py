@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from onnxcomp.analysis.labels import LabelMap, Labels
-from onnxcomp.analysis.moves import pad_amounts, reshape_target, slice_bounds
+from onnxcomp.analysis.moves import pad_amounts, slice_bounds, target_places
 from onnxcomp.analysis.views import Classes, Mask, removed_at
 from onnxcomp.ir.graph import Array, Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
@@ -126,7 +126,7 @@ def _regroup(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> E
 def _reshape(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
     made, data = labels.values[node.outputs[0].name], _labels_of(node.inputs[0], labels)
     masks, before = (axis_masks(of, classes, removed) for of in (made, data))
-    places = reshape_target(node, labels)
+    places = target_places(node, 1, labels)
     if not masks or places is None:
         return None
     new: dict[tuple[Node, int], Array] = {}
@@ -143,10 +143,40 @@ def _reshape(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> E
         elif target[position] != -1 and axis in masks:
             target[position] = size
 
+    return _retarget(new)
+
+
+def _retarget(new: Mapping[tuple[Node, int], Array]) -> Edit:
+    """Return the edit that stores new parts of a shape, by the node and input that they belong to."""
+
     def edit(model: Model) -> None:
         for (maker, index), target in new.items():
             if not np.array_equal(target, np.asarray(maker.constant(index))):
                 model.graph.set_constant(maker, index, target)
+
+    return edit
+
+
+def _fill(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
+    """Return the edit of the last size that a ConstantOfShape is given."""
+    made = labels.values[node.outputs[0].name]
+    last = axis_masks(made, classes, removed).get(len(made.shape) - 1)
+    places = target_places(node, 0, labels)
+    if last is None or places is None or places[-1] is None:
+        return None
+    maker, index, position = places[-1]
+    target = np.array(maker.constant(index))
+    target[position] = last.sum()
+    return _retarget({(maker, index): target})
+
+
+def _hidden(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> Edit | None:
+    """Return the edit of a recurrent node's hidden size, which its recurrence weight has once it is cut."""
+
+    def edit(model: Model) -> None:
+        recurrence = node.constant(2)
+        if "hidden_size" in node.attrs and recurrence is not None:
+            node.attrs["hidden_size"] = int(recurrence.shape[2])
 
     return edit
 
@@ -223,4 +253,6 @@ _REDERIVE: dict[str, Callable[[Node, LabelMap, Classes, Mask], Edit | None]] = {
     "split": _split,
     "slice": _slice,
     "pad": _pad,
+    "fill": _fill,
+    "hidden": _hidden,
 }

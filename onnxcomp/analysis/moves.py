@@ -8,27 +8,27 @@ from onnxcomp.analysis.flow import Blocked, Flow, Rule
 from onnxcomp.analysis.labels import LabelMap, Labels, compact
 from onnxcomp.ir.graph import Constant, Node
 
-__all__ = ["MOVES", "pad_amounts", "reshape_target", "slice_bounds"]
+__all__ = ["MOVES", "pad_amounts", "slice_bounds", "target_places"]
 
 
-def reshape_target(node: Node, labels: LabelMap) -> list[tuple[Node, int, int] | None] | None:
-    """Return for each element of a Reshape's target where it is stored, as `(node, input, position)`.
+def target_places(node: Node, index: int, labels: LabelMap) -> list[tuple[Node, int, int] | None] | None:
+    """Return for each element of the shape that is input `index` where it is stored, as `(node, input, position)`.
 
     A target is a stored tensor, or a Concat of stored parts and computed single sizes (None in the result), which is how
     exporters write `x.view(n, -1)`. Returns None for a target that is neither.
     """
-    stored = node.constant(1)
+    stored = node.constant(index)
     if stored is not None:
-        return [(node, 1, place) for place in range(stored.size)]
-    maker = node.inputs[1].producer
+        return [(node, index, place) for place in range(stored.size)]
+    maker = node.inputs[index].producer
     if maker is None or not maker.is_op("Concat"):
         return None
     places: list[tuple[Node, int, int] | None] = []
-    for index, part in enumerate(maker.inputs):
-        array = maker.constant(index)
-        if array is None and labels.values[part.name].shape != (1,):
+    for part, value in enumerate(maker.inputs):
+        array = maker.constant(part)
+        if array is None and labels.values[value.name].shape != (1,):
             return None
-        places += [None] if array is None else [(maker, index, place) for place in range(array.size)]
+        places += [None] if array is None else [(maker, part, place) for place in range(array.size)]
     return places
 
 
@@ -36,7 +36,7 @@ def _reshape(flow: Flow, node: Node) -> list[Labels]:
     labels = flow.labels(node.inputs[0])
     made = Labels(compact(labels.full().reshape(flow.shape(node))), flow.shape(node))
     if node.is_op("Reshape") and labels.axes:
-        places = reshape_target(node, flow.map)
+        places = target_places(node, 1, flow.map)
         if places is None or any(places[axis] is None for axis in made.axes):
             raise Blocked(f"Reshape {node.name!r} computes its shape; fold it first or fix the input shape")
         target = node.inputs[1]

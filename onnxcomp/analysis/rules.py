@@ -10,6 +10,7 @@ from onnxcomp.analysis.attention import CONTRACTIONS
 from onnxcomp.analysis.flow import Blocked, Flow, Rule, Shapes
 from onnxcomp.analysis.labels import Ids, LabelMap, Labels, meet
 from onnxcomp.analysis.moves import MOVES
+from onnxcomp.analysis.recurrent import RECURRENCES
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import ELEMENTWISE, MIXES_AXIS, MULTIPLIES, POOLING, REDUCTIONS, UNARY
@@ -204,6 +205,7 @@ _RULES: dict[str, Rule] = {
     "Clip": _same,
     "Dropout": _same,
     **CONTRACTIONS,
+    **RECURRENCES,
     **MOVES,
     **dict.fromkeys(UNARY, _same),
     **dict.fromkeys(ELEMENTWISE, _elementwise),

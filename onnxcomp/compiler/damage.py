@@ -62,7 +62,7 @@ def damaged_sites(
                 (v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ()))
             )
         if dirty:
-            touched.update(v.name for v in node.outputs)
+            touched.update(v.name for v in node.outputs if v.name)
     return sites, refused
 
 
