@@ -51,8 +51,10 @@ ROOT = Path(__file__).resolve().parent.parent
 EXACT = "fold-constants,fold-batchnorm,remove-dead"
 
 CRITERIA = ("obs", "activation", "hrank", "entropy", "apoz", "bn-scale", "fpgm", "l2", "l1", "random")
+"""All criteria of prune-filters, as tables list them."""
 
 SHARES = (0.8, 0.65, 0.5, 0.35)
+"""Shares of the multiply-accumulates that remain."""
 
 REPAIRS = {"with repair": "repair=sequential joint=0", "without repair": "repair=none"}
 """Pass options by the name of the panel. The joint refinement, which is the same for every criterion, is left out: it

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 __all__ = [
     "BINS",
     "MeanRank",
+    "MeanSquare",
     "NonZeros",
     "PooledEntropy",
-    "RootMeanSquare",
     "Statistic",
     "distances_to_others",
     "entropy",
@@ -146,12 +146,12 @@ class NonZeros(Statistic):
         return self._found / max(1, self._number)
 
 
-class RootMeanSquare(Statistic):
-    """The root of the mean square over samples and positions.
+class MeanSquare(Statistic):
+    """The mean square over samples and positions.
 
-    Times the norm of the weights that read a channel this is the score of Wanda for weights, `|W_ij| * ||x_j||`, taken
-    for whole columns (Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large Language Models",
-    section 3; the norm over samples becomes a mean, so that their number does not matter).
+    Its root times the norm of the weights that read a channel is the score of Wanda for weights, `|W_ij| * ||x_j||`,
+    taken for whole columns (Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large Language
+    Models", section 3; the norm over samples becomes a mean, so that their number does not matter).
     """
 
     def __init__(self) -> None:
@@ -166,9 +166,9 @@ class RootMeanSquare(Statistic):
         self._number += values.size // values.shape[1]
 
     def scores(self) -> Array64:
-        """Return the root mean square `[c]`."""
+        """Return the mean square `[c]`."""
         assert self._squares is not None, "a statistic is read after something was added"
-        return np.sqrt(self._squares / max(1, self._number))
+        return self._squares / max(1, self._number)
 
 
 class MeanRank(Statistic):

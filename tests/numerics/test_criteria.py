@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnxcomp.numerics.criteria import (
     BINS,
     MeanRank,
+    MeanSquare,
     NonZeros,
     PooledEntropy,
-    RootMeanSquare,
     Statistic,
     distances_to_others,
     entropy,
@@ -96,7 +96,7 @@ def test_batches_of_any_size_give_the_same_scores() -> None:
     """Also of two axes, of another type, and uneven."""
     for shape in ((7, 3, 5, 6), (7, 3), (7, 3, 4)):
         values = np.maximum(noise(*shape), 0)
-        for make in (NonZeros, RootMeanSquare, PooledEntropy):
+        for make in (NonZeros, MeanSquare, PooledEntropy):
             whole = scores(make(), values)
             np.testing.assert_allclose(scores(make(), values[:2], values[2:3], values[3:]), whole, rtol=1e-6)
             half = scores(make(), values.astype(np.float16))
@@ -107,15 +107,13 @@ def test_batches_of_any_size_give_the_same_scores() -> None:
 
 
 # --- activation ------------------------------------------------------------------------------------------------------
-def test_the_root_mean_square_is_over_samples_and_positions() -> None:
+def test_the_mean_square_is_over_samples_and_positions() -> None:
     values = np.array([[[1.0, 7.0], [0.0, 0.0]], [[-5.0, 5.0], [0.0, 2.0]]], np.float32)
-    np.testing.assert_allclose(scores(RootMeanSquare(), values), [5, 1])
+    np.testing.assert_allclose(scores(MeanSquare(), values), [25, 1])
 
 
 def test_squares_of_half_precision_do_not_overflow() -> None:
-    np.testing.assert_allclose(
-        scores(RootMeanSquare(), np.full((2, 1, 4), 3e4, np.float16)), [3e4], rtol=1e-3
-    )
+    np.testing.assert_allclose(scores(MeanSquare(), np.full((2, 1, 4), 3e4, np.float16)), [9e8], rtol=1e-3)
 
 
 # --- hrank -----------------------------------------------------------------------------------------------------------
