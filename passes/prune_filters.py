@@ -111,10 +111,8 @@ class PruneFilters(Pass):
         groups = channel_groups(model, shapes, excluded=left_alone)
         keep = self._choose(model, groups, context, shapes, log)
         for name in keep if self.criterion == "obs" else ():
-            if unmeasured(model, groups[name]):
-                log.note(
-                    f"{name}: its readers are too wide for statistics; norms of filters chose its channels"
-                )
+            if reason := unmeasured(model, groups[name]):
+                log.note(f"{name}: {reason}; norms of filters chose its channels")
         if not keep:
             return log.result(model)
         original = model.clone()

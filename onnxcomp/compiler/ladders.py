@@ -128,9 +128,8 @@ def statistics_waves(
         readers = {node.node.name: node for group in wave for node in _consumers(model, group)}
         wide = {name: n for name, node in readers.items() if (n := _channels_of(node, wave)) is not None}
         readers = {name: node for name, node in readers.items() if name in wide or not too_wide(node)}
-        moments = collect_moments(
-            model, list(readers.values()), context, shapes, "statistics", channelwise=wide
-        )
+        nodes = list(readers.values())
+        moments = collect_moments(model, nodes, context, shapes, "statistics", channelwise=wide) if nodes else {}
         yield wave, moments, wide
 
 
@@ -154,9 +153,14 @@ def _waves(model: Model, groups: Sequence[ChannelGroup]) -> list[list[ChannelGro
     return [wave for wave in waves if wave]
 
 
-def unmeasured(model: Model, group: ChannelGroup) -> bool:
-    """Return whether every consumer of `group` is too wide for statistics, so that norms of filters must decide."""
-    return all(too_wide(node) and _channels_of(node, [group]) is None for node in _consumers(model, group))
+def unmeasured(model: Model, group: ChannelGroup) -> str | None:
+    """Return why no consumer of `group` has statistics, so that norms of filters must decide, or None where one has."""
+    consumers = _consumers(model, group)
+    if not consumers:
+        return "no convolution and no product with a weight reads it"
+    if all(too_wide(node) and _channels_of(node, [group]) is None for node in consumers):
+        return "its readers are too wide for statistics"
+    return None
 
 
 def _channels_of(node: LinearNode, groups: Sequence[ChannelGroup]) -> int | None:
