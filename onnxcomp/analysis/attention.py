@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.analysis.flow import Blocked, Flow, Rule
+from onnxcomp.analysis.flow import Blocked, Flow, Rule, Weight
 from onnxcomp.analysis.labels import DIMS, HEADS, Ids, Labels, Role, compact
 from onnxcomp.ir.graph import Constant, Node
 
@@ -72,7 +72,7 @@ class _Term:
     letters: str
     shape: tuple[int, ...]
     labels: Labels | None
-    stored: Constant | None
+    stored: Weight | None
 
     def size(self, letter: str) -> int:
         return self.shape[self.letters.index(letter)] if letter in self.letters else 1
@@ -174,16 +174,16 @@ def _stored_axes(p: _Product, data: _Term, weight: _Term) -> dict[str, Ids]:
     for axis, letter in enumerate(weight.letters):
         if not p.has(data, letter):
             if letter in p.out:
-                made[letter] = m.use_axis(p.node, weight.stored, axis, None, "produces")
+                made[letter] = p.flow.use(p.node, weight.stored, axis, None, "produces")
             continue
         if not p.has(weight, letter):
             continue
         role: Role = "follows" if letter in p.out else "consumes"
         if data.varying in ("", letter):
             ids = np.broadcast_to(data.ids.reshape(-1), (data.size(letter),))
-            m.use_axis(p.node, weight.stored, axis, ids, role)
+            p.flow.use(p.node, weight.stored, axis, ids, role)
             continue
-        ids = m.use_axis(p.node, weight.stored, axis, None, role)
+        ids = p.flow.use(p.node, weight.stored, axis, None, role)
         if letter in data.varying:
             whole = Labels(p.along(ids, letter, data.letters), data.shape)
             m.defer(data.ids, whole, set(data.axes(letter)), own=False)
@@ -273,7 +273,7 @@ def _einsum(flow: Flow, node: Node) -> list[Labels]:
 def _contract(flow: Flow, node: Node, letters: Sequence[str], out: str) -> list[Labels]:
     terms = []
     for index, (value, axes) in enumerate(zip(node.inputs, letters, strict=True)):
-        stored = value if isinstance(value, Constant) else None
+        stored = flow.behind(value)
         labels = None if stored is not None else flow.labels(value)
         terms.append(_Term(index, axes, _shape_of(flow, node, index), labels, stored))
     p = _Product(flow, node, tuple(terms), out, flow.shape(node))

@@ -74,12 +74,15 @@ class CutCost:
     ) -> None:
         cut = _cut_axes(groups)
         places = _Places(groups)
+        behind = _weights_behind(groups)
         work: list[_Item] = []
         macs: dict[str, float] = {}
         for node in model.graph.nodes:
             if not (count := node_macs(node, shapes)):
                 continue
-            weights = [v for v in node.inputs if isinstance(v, Constant) and v.values.ndim > 1]
+            weights = behind.get(node.name) or [
+                v for v in node.inputs if isinstance(v, Constant) and v.values.ndim > 1
+            ]
             if node.is_op("MatMul") or not weights:
                 work.append(_Item(0, count, places.of_product(node)))
                 continue
@@ -113,6 +116,16 @@ class CutCost:
         return round(parameters), math.ceil(round(macs, 3))
 
 
+def _weights_behind(groups: ChannelGroups) -> dict[str, list[Constant]]:
+    """Return by node the stored tensors that it reads as weights, possibly through other nodes (a quantization)."""
+    found: dict[str, list[Constant]] = {}
+    for use in groups.labels.uses:
+        known = found.setdefault(use.node.name, [])
+        if use.constant.values.ndim > 1 and use.constant not in known:
+            known.append(use.constant)
+    return found
+
+
 def _cut_axes(groups: ChannelGroups) -> dict[str, dict[int, _Axis]]:
     """Return the axes of stored tensors that groups cut, by the tensor's name."""
     cut: dict[str, dict[int, _Axis]] = {}
@@ -137,9 +150,11 @@ class _Places:
         values = self._groups.labels.values
         axes = self._of(values.get(node.output.name))
         first, second = node.inputs[:2]
-        read = values.get(second.name if isinstance(first, Constant) else first.name)
+        # What is stored, or stands behind other nodes, has no labels of its own.
+        right = first.name not in values
+        read = values.get(second.name if right else first.name)
         if read is not None:
-            place = len(read.shape) - (min(2, len(read.shape)) if isinstance(first, Constant) else 1)
+            place = len(read.shape) - (min(2, len(read.shape)) if right else 1)
             found = self._of(read).get(place)
             axes |= {} if found is None else {-1: found}
         return tuple(axes.values())

@@ -80,13 +80,17 @@ class Labels:
 
 @dataclass(frozen=True)
 class AxisUse:
-    """An axis of a stored tensor and the label of each position along it."""
+    """An axis of a stored tensor and the label of each position along it.
+
+    `zero` is what stands for zero in a quantized tensor, with the axis of the tensor along which that varies.
+    """
 
     constant: Constant
     axis: int
     ids: Ids
     role: Role
     node: Node
+    zero: tuple[Constant, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class LabelMap:
         uses: axes of weights, as nodes use them.
         spread: stored tensors that are read element by element, with a label per element.
         rederive: nodes whose shape constants depend on channel counts, with the kind of constant.
+        counts: inputs of Concat nodes that come to be stored: `(node, input, value, axis)` for the number of positions left.
         reasons: blocked labels and why.
         foreign: stored tensors that a declined node or a subgraph reads, and why they cannot be cut.
         products: inputs of nodes at which two computed values are contracted: their channels are read there, by no weight.
@@ -124,6 +129,7 @@ class LabelMap:
     uses: list[AxisUse] = field(default_factory=list)
     spread: dict[str, tuple[Constant, Labels]] = field(default_factory=dict)
     rederive: list[tuple[Node, str]] = field(default_factory=list)
+    counts: list[tuple[Node, int, str, int]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
     products: list[tuple[Node, int]] = field(default_factory=list)
@@ -166,7 +172,16 @@ class LabelMap:
             )
         return self.spread[constant.name][1]
 
-    def use_axis(self, node: Node, constant: Constant, axis: int, ids: Ids | None, role: Role) -> Ids:
+    def use_axis(
+        self,
+        node: Node,
+        constant: Constant,
+        axis: int,
+        ids: Ids | None,
+        role: Role,
+        *,
+        zero: tuple[Constant, int] | None = None,
+    ) -> Ids:
         """Tie an axis of a stored tensor to `ids` (new ones where None) and return its labels.
 
         A tensor that several nodes share has one label per position: its readers are tied to each other.
@@ -178,7 +193,7 @@ class LabelMap:
         elif key in self._axis_ids:
             self.tie(self._axis_ids[key], ids)
         self._axis_ids.setdefault(key, ids)
-        self.uses.append(AxisUse(constant, axis, ids, role, node))
+        self.uses.append(AxisUse(constant, axis, ids, role, node, zero))
         return ids
 
     def tie(self, first: Ids, second: Ids, *, additive: bool = False, view: int | None = None) -> None:

@@ -5,43 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcomp.analysis.flow import Blocked, Flow, Rule
-from onnxcomp.analysis.labels import LabelMap, Labels, compact
-from onnxcomp.ir.graph import Constant, Node
+from onnxcomp.analysis.labels import Labels, compact
+from onnxcomp.analysis.sizing import follow_target
+from onnxcomp.ir.graph import Node
 
-__all__ = ["MOVES", "pad_amounts", "slice_bounds", "target_places"]
-
-
-def target_places(node: Node, index: int, labels: LabelMap) -> list[tuple[Node, int, int] | None] | None:
-    """Return for each element of the shape that is input `index` where it is stored, as `(node, input, position)`.
-
-    A target is a stored tensor, or a Concat of stored parts and computed single sizes (None in the result), which is how
-    exporters write `x.view(n, -1)`. Returns None for a target that is neither.
-    """
-    stored = node.constant(index)
-    if stored is not None:
-        return [(node, index, place) for place in range(stored.size)]
-    maker = node.inputs[index].producer
-    if maker is None or not maker.is_op("Concat"):
-        return None
-    places: list[tuple[Node, int, int] | None] = []
-    for part, value in enumerate(maker.inputs):
-        array = maker.constant(part)
-        if array is None and labels.values[value.name].shape != (1,):
-            return None
-        places += [None] if array is None else [(maker, part, place) for place in range(array.size)]
-    return places
+__all__ = ["MOVES", "pad_amounts", "slice_bounds"]
 
 
 def _reshape(flow: Flow, node: Node) -> list[Labels]:
-    labels = flow.labels(node.inputs[0])
-    made = Labels(compact(labels.full().reshape(flow.shape(node))), flow.shape(node))
-    if node.is_op("Reshape") and labels.axes:
-        places = target_places(node, 1, flow.map)
-        if places is None or any(places[axis] is None for axis in made.axes):
-            raise Blocked(f"Reshape {node.name!r} computes its shape; fold it first or fix the input shape")
-        target = node.inputs[1]
-        if node.constant(1) is None and flow.graph.sole_use(target) is not node:
-            raise Blocked(f"Reshape {node.name!r} shares its computed shape with other nodes")
+    labels, shape = flow.labels(node.inputs[0]), flow.shape(node)
+    made = Labels(compact(labels.full().reshape(shape)), shape)
+    if node.is_op("Reshape"):
+        follow_target(flow, node, 1, made, {axis: axis for axis in range(len(shape))})
         flow.map.rederive.append((node, "reshape"))
     return [made]
 
@@ -56,7 +31,7 @@ def _concat(flow: Flow, node: Node) -> list[Labels]:
     shape = flow.shape(node)
     axis = int(node.attrs["axis"]) % len(shape)
     parts = [flow.labels(v) for v in node.inputs]
-    computed = [p for p, v in zip(parts, node.inputs, strict=True) if not isinstance(v, Constant)]
+    computed = [p for p, v in zip(parts, node.inputs, strict=True) if not flow.is_stored(v)]
     across = {a for part in (computed or parts) for a in part.axes} - {axis}
     # A stored part is cut along the axes along which computed ones have channels, and is whole along the others.
     flat = [flow.map.flatten(p.ids, set(p.axes) - across - {axis}) for p in parts]
@@ -169,39 +144,8 @@ def _pad(flow: Flow, node: Node) -> list[Labels]:
 
 
 def _shape_of(flow: Flow, node: Node) -> list[Labels]:
-    """The size of a channel axis must not be read, or its readers would have to be understood too."""
-    labels = flow.labels(node.inputs[0])
-    start, end, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(labels.shape))
-    sizes = list(range(start, end))
-    seen = node.output.name in flow.graph.captured() or flow.graph.is_output(node.output)
-    read = set(sizes) if seen else {a for reader in node.output.consumers for a in _picked(reader, sizes)}
-    if read & set(labels.axes):
-        raise Blocked(f"Shape {node.name!r} reads the number of channels")
+    """What is done with the numbers of channels is followed beside the labels."""
     return [flow.map.uniform(flow.shape(node), None)]
-
-
-def _picked(reader: Node, sizes: list[int]) -> list[int]:
-    """Return those of `sizes` that a reader of them can see."""
-    picked = reader.constant(1) if reader.is_op("Gather") else None
-    if picked is not None:
-        return [sizes[int(place)] for place in np.ravel(picked)]
-    if reader.is_op("Slice"):
-        try:
-            start, end, step = slice_bounds(reader, (len(sizes),))[0]
-        except Blocked:
-            return sizes
-        return sizes[start : end if end >= 0 else None : step]
-    return sizes
-
-
-def _gather(flow: Flow, node: Node) -> list[Labels]:
-    labels = flow.labels(node.inputs[0])
-    axis = int(node.attrs.get("axis", 0)) % max(1, len(labels.shape))
-    indices = flow.labels(node.inputs[1])
-    if axis in labels.axes or indices.axes or isinstance(node.input(0), Constant):
-        raise Blocked(f"it passes through Gather {node.name!r}, which cannot be cut")
-    before, after = labels.ids.shape[:axis], labels.ids.shape[axis + 1 :]
-    return [Labels(labels.ids.reshape(before + (1,) * len(indices.shape) + after), flow.shape(node))]
 
 
 MOVES: dict[str, Rule] = {
@@ -215,6 +159,6 @@ MOVES: dict[str, Rule] = {
     "Slice": _slice,
     "Pad": _pad,
     "Shape": _shape_of,
-    "Gather": _gather,
+    "Size": _shape_of,
 }
 """The rules by operator."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from onnxcomp.analysis.flow import Blocked, Flow, Rule
 from onnxcomp.analysis.labels import Ids, Labels
-from onnxcomp.analysis.moves import target_places
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.ops import RECURRENT
 
@@ -65,16 +64,6 @@ def _start(flow: Flow, node: Node, index: int, ids: Ids) -> None:
     flow.map.tie(ids, state.ids.reshape(-1, state.ids.shape[-1]))
 
 
-def _filled(flow: Flow, node: Node) -> list[Labels]:
-    """A value that is the same everywhere (a zero state) can have any size along its last axis."""
-    shape = flow.shape(node)
-    places = target_places(node, 0, flow.map)
-    if not shape or places is None or places[-1] is None:
-        raise Blocked(f"{node.op} {node.name!r} computes its shape; fold it first or fix the input shape")
-    flow.map.rederive.append((node, "fill"))
-    return [flow.map.fresh_along(shape, len(shape) - 1)]
-
-
 def _stored(node: Node, index: int) -> Constant:
     value = node.input(index)
     if not isinstance(value, Constant):
@@ -82,5 +71,5 @@ def _stored(node: Node, index: int) -> Constant:
     return value
 
 
-RECURRENCES: dict[str, Rule] = {**dict.fromkeys(sorted(RECURRENT), _recurrent), "ConstantOfShape": _filled}
+RECURRENCES: dict[str, Rule] = dict.fromkeys(sorted(RECURRENT), _recurrent)
 """The rules by operator."""

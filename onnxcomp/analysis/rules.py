@@ -8,12 +8,43 @@ import numpy as np
 
 from onnxcomp.analysis.attention import CONTRACTIONS
 from onnxcomp.analysis.flow import Blocked, Flow, Rule, Shapes
-from onnxcomp.analysis.labels import Ids, LabelMap, Labels, meet
+from onnxcomp.analysis.grouped import conv, conv_transpose
+from onnxcomp.analysis.labels import LabelMap, Labels, meet
 from onnxcomp.analysis.moves import MOVES
+from onnxcomp.analysis.norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    local_response,
+    mean_variance,
+    tail_norm,
+)
+from onnxcomp.analysis.picking import arg_pick, gather, top_k
 from onnxcomp.analysis.recurrent import RECURRENCES
+from onnxcomp.analysis.sizing import block_counted, track
+from onnxcomp.analysis.spatial import (
+    constant_of_shape,
+    depth_to_space,
+    expand,
+    resize,
+    sample_grid,
+    space_to_depth,
+    tile,
+)
+from onnxcomp.analysis.weights import look_through, quantize
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
-from onnxcomp.ir.ops import ELEMENTWISE, MIXES_AXIS, MULTIPLIES, POOLING, REDUCTIONS, UNARY
+from onnxcomp.ir.ops import (
+    ELEMENTWISE,
+    KEEPS_SOFT,
+    MIXES_AXIS,
+    MULTIPLIES,
+    NORMALISES_TAIL,
+    PICKING,
+    POOLING,
+    REDUCTIONS,
+    UNARY,
+)
 
 __all__ = ["propagate"]
 
@@ -30,20 +61,34 @@ def propagate(model: Model, shapes: Shapes, excluded: Mapping[str, str] | None =
         _visit(flow, node, (excluded or {}).get(node.name))
     for value in model.graph.outputs:
         labels = flow.map.of_constant(value) if isinstance(value, Constant) else flow.map.values[value.name]
+        block_counted(flow, value)
         flow.map.block(labels.ids, f"it reaches the graph output {value.name!r}")
     for node in model.graph.nodes:
         for name in node.captures:
-            reason = f"a subgraph of {node.op} {node.name!r} reads it"
-            if name in flow.map.values:
-                flow.map.block(flow.map.values[name].ids, reason)
-            elif name in model.graph.constants:
-                flow.map.foreign.setdefault(name, reason)
+            _hold_captured(flow, node, name)
+    for name in flow.weights:
+        # What two axes of it lose, no labels of elements can say: the stored tensor behind it says it.
+        del flow.map.values[name]
     _refuse_double_roles(flow.map)
     return flow.map
 
 
+def _hold_captured(flow: Flow, node: Node, name: str) -> None:
+    reason = f"a subgraph of {node.op} {node.name!r} reads it"
+    if name in flow.map.values:
+        block_counted(flow, flow.graph.values()[name])
+        flow.map.block(flow.map.values[name].ids, reason)
+    elif name in flow.graph.constants:
+        flow.map.foreign.setdefault(name, reason)
+
+
 def _visit(flow: Flow, node: Node, excluded: str | None) -> None:
     mark = len(flow.map.uses)
+    if flow.knows(node) and look_through(flow, node):
+        flow.map.values[node.output.name] = flow.map.uniform(flow.shape(node), None)
+        if excluded:
+            flow.map.foreign.setdefault(flow.weights[node.output.name].constant.name, excluded)
+        return
     try:
         rule = _RULES.get(node.op) if node.standard else None
         if rule is None:
@@ -52,20 +97,37 @@ def _visit(flow: Flow, node: Node, excluded: str | None) -> None:
         if not flow.knows(node):
             raise Blocked(f"a shape at {node.op} {node.name!r} is unknown")
         made = rule(flow, node)
+        track(flow, node)
     except Blocked as refusal:
         del flow.map.uses[mark:]
-        for value in node.inputs:
-            if isinstance(value, Constant):
-                flow.map.foreign.setdefault(value.name, str(refusal))
-            elif value.name:
-                flow.map.block(flow.map.values[value.name].ids, str(refusal))
-        made = [flow.map.uniform(flow.shapes.get(v.name, ()), str(refusal)) for v in node.outputs]
+        made = _decline(flow, node, str(refusal))
     for value, labels in zip(node.outputs, made, strict=True):
         flow.map.values[value.name] = labels
+    if _stays_soft(flow, node):
+        flow.soft.update(v.name for v in node.outputs)
     if excluded:
         read = [flow.map.values[v.name] for v in node.inputs if v.name and not isinstance(v, Constant)]
         for labels in [*read, *made]:
             flow.map.block(labels.ids, excluded)
+
+
+def _stays_soft(flow: Flow, node: Node) -> bool:
+    """Return whether what `node` makes depends on stored tensors alone, element by element."""
+    return node.is_op(*KEEPS_SOFT) and all(flow.is_stored(v) for v in node.inputs if v.name)
+
+
+def _decline(flow: Flow, node: Node, reason: str) -> list[Labels]:
+    """Block all that `node` reads and makes; return the labels of its outputs."""
+    for value in node.inputs:
+        stored = flow.behind(value)
+        if stored is not None:
+            flow.map.foreign.setdefault(stored.constant.name, reason)
+            for scale, _ in stored.scales:
+                flow.map.foreign.setdefault(scale.name, reason)
+        elif value.name:
+            block_counted(flow, value)
+            flow.map.block(flow.map.values[value.name].ids, reason)
+    return [flow.map.uniform(flow.shapes.get(v.name, ()), reason) for v in node.outputs]
 
 
 def _refuse_double_roles(labels: LabelMap) -> None:
@@ -84,66 +146,23 @@ def _refuse_double_roles(labels: LabelMap) -> None:
 
 
 # --- operators that contract an axis ---------------------------------------------------------------------------------
-def _weight(node: Node, index: int) -> Constant:
-    value = node.input(index)
-    if not isinstance(value, Constant):
-        raise Blocked(f"{node.op} {node.name!r} has a computed weight")
-    return value
-
-
-def _bias(flow: Flow, node: Node, index: int, out: Ids) -> None:
-    value = node.input(index)
-    if value is not None:
-        flow.map.use_axis(node, _weight(node, index), 0, out, "follows")
-
-
-def _conv(flow: Flow, node: Node) -> list[Labels]:
-    weight = _weight(node, 1)
-    ids = flow.channels(node, 1)
-    group = int(node.attrs.get("group", 1))
-    filters, per_group = weight.values.shape[:2]
-    if group == 1:
-        flow.map.use_axis(node, weight, 1, ids, "consumes")
-        out = flow.map.use_axis(node, weight, 0, None, "produces")
-    elif per_group == 1:
-        # Depthwise: filter c * m + k reads channel c alone, and goes with it.
-        out = flow.map.use_axis(node, weight, 0, np.repeat(ids, filters // group), "follows")
-        flow.map.rederive.append((node, "group"))
-    else:
-        # Every block must lose the same positions, or the blocks become unequal.
-        blocks = ids.reshape(group, per_group)
-        flow.map.tie(blocks[:1], blocks)
-        flow.map.use_axis(node, weight, 1, blocks[0], "consumes")
-        out = flow.map.use_axis(node, weight, 0, None, "produces")
-        made = out.reshape(group, filters // group)
-        flow.map.tie(made[:1], made)
-    _bias(flow, node, 2, out)
-    return [flow.map.fresh_along(flow.shape(node), 1, out)]
-
-
 def _gemm(flow: Flow, node: Node) -> list[Labels]:
-    weight = _weight(node, 1)
+    weight = flow.weight(node, 1)
     if node.attrs.get("transA"):
         raise Blocked("Gemm with transA")
     inward = 1 if node.attrs.get("transB") else 0
-    flow.map.use_axis(node, weight, inward, flow.channels(node, 1), "consumes")
-    out = flow.map.use_axis(node, weight, 1 - inward, None, "produces")
+    flow.use(node, weight, inward, flow.channels(node, 1), "consumes")
+    out = flow.use(node, weight, 1 - inward, None, "produces")
     made = flow.map.fresh_along(flow.shape(node), 1, out)
-    if node.input(2) is not None:
-        if node.constant(2) is None:
+    bias = node.input(2)
+    if isinstance(bias, Constant):
+        made = meet(flow.map, [made], [flow.labels(bias)], made.shape)
+    elif bias is not None:
+        behind = flow.behind(bias)
+        if behind is None or behind.shape[-1:] != out.shape:
             raise Blocked(f"Gemm {node.name!r} has a computed bias")
-        made = meet(flow.map, [made], [flow.labels(node.inputs[2])], made.shape)
+        flow.use(node, behind, len(behind.shape) - 1, out, "follows")
     return [made]
-
-
-def _batchnorm(flow: Flow, node: Node) -> list[Labels]:
-    if len(node.outputs) != 1 or node.attrs.get("training_mode"):
-        raise Blocked(f"BatchNormalization {node.name!r} is in training mode")
-    labels = flow.labels(node.inputs[0])
-    ids = flow.channels(node, 1)
-    for index in range(1, 5):
-        flow.map.use_axis(node, _weight(node, index), 0, ids, "follows")
-    return [Labels(labels.ids, flow.shape(node))]
 
 
 # --- operators that keep or unite labels -----------------------------------------------------------------------------
@@ -152,8 +171,8 @@ def _same(flow: Flow, node: Node) -> list[Labels]:
 
 
 def _elementwise(flow: Flow, node: Node) -> list[Labels]:
-    stored = [flow.labels(v) for v in node.inputs if isinstance(v, Constant)]
-    computed = [flow.labels(v) for v in node.inputs if v.name and not isinstance(v, Constant)]
+    stored = [flow.labels(v) for v in node.inputs if v.name and flow.is_stored(v)]
+    computed = [flow.labels(v) for v in node.inputs if v.name and not flow.is_stored(v)]
     additive = node.op not in MULTIPLIES
     return [meet(flow.map, computed, stored, flow.shape(node), additive=additive)]
 
@@ -174,7 +193,7 @@ def _reduce(flow: Flow, node: Node) -> list[Labels]:
     if not axes and node.attrs.get("noop_with_empty_axes"):
         return [labels]
     axes = axes or set(range(ndim))
-    ids = _mixed(flow, labels, axes, f"{node.op} {node.name!r} reduces over the channel axis").ids
+    ids = flow.mixed(labels, axes, f"{node.op} {node.name!r} reduces over the channel axis").ids
     if not node.attrs.get("keepdims", 1):
         ids = ids.reshape([size for a, size in enumerate(ids.shape) if a not in axes])
     return [Labels(ids, flow.shape(node))]
@@ -183,27 +202,33 @@ def _reduce(flow: Flow, node: Node) -> list[Labels]:
 def _mixes(flow: Flow, node: Node) -> list[Labels]:
     labels = flow.labels(node.inputs[0])
     axis = node.attrs.get("axis", MIXES_AXIS[node.op])
-    axes = set(labels.axes) if axis is None else {int(axis) % len(labels.shape)}
-    return [_mixed(flow, labels, axes, f"{node.op} {node.name!r} mixes the channels")]
-
-
-def _mixed(flow: Flow, labels: Labels, axes: set[int], reason: str) -> Labels:
-    """Return `labels` where an operator mixes what lies along `axes`: it goes together, along other axes it goes alone.
-
-    The node is declined with `reason` where there is no other axis with channels.
-    """
-    mixed = axes & set(labels.axes)
-    if mixed and mixed == set(labels.axes):
-        raise Blocked(reason)
-    return Labels(flow.map.flatten(labels.ids, sorted(mixed)), labels.shape)
+    mixed = labels.axes if axis is None else (int(axis) % len(labels.shape),)
+    return [flow.mixed(labels, mixed, f"{node.op} {node.name!r} mixes the channels")]
 
 
 _RULES: dict[str, Rule] = {
-    "Conv": _conv,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Gemm": _gemm,
-    "BatchNormalization": _batchnorm,
+    "BatchNormalization": batch_norm,
+    "InstanceNormalization": instance_norm,
+    "GroupNormalization": group_norm,
+    "MeanVarianceNormalization": mean_variance,
+    "LRN": local_response,
     "Clip": _same,
     "Dropout": _same,
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": quantize,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Resize": resize,
+    "GridSample": sample_grid,
+    "RoiAlign": sample_grid,
+    "Tile": tile,
+    "Expand": expand,
+    "ConstantOfShape": constant_of_shape,
+    "Gather": gather,
+    "TopK": top_k,
     **CONTRACTIONS,
     **RECURRENCES,
     **MOVES,
@@ -211,5 +236,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(POOLING, _pool),
     **dict.fromkeys(REDUCTIONS, _reduce),
+    **dict.fromkeys(PICKING, arg_pick),
+    **dict.fromkeys(NORMALISES_TAIL, tail_norm),
     **dict.fromkeys(MIXES_AXIS, _mixes),
 }

@@ -7,10 +7,13 @@ __all__ = [
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
+    "KEEPS_SOFT",
     "LINEAR",
     "MIXES_AXIS",
     "MULTIPLIES",
     "NONDETERMINISTIC",
+    "NORMALISES_TAIL",
+    "PICKING",
     "POOLING",
     "QUANTIZATION",
     "RECURRENT",
@@ -18,7 +21,11 @@ __all__ = [
     "RESHAPING",
     "SCALE_OR_SHIFT",
     "SINGLETON",
+    "SIZE_ARITHMETIC",
+    "SIZE_READERS",
     "UNARY",
+    "WEIGHT_INPUTS",
+    "WRAPS_WEIGHTS",
 ]
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -63,6 +70,33 @@ REDUCTIONS = frozenset(
 MIXES_AXIS = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "CumSum": None, "LpNormalization": -1}
 """Operators that mix elements along one axis only, with the default of their `axis` attribute."""
 
+NORMALISES_TAIL = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Operators that normalise over all axes from their attribute `axis` (-1 by default) on."""
+
+PICKING = frozenset({"ArgMax", "ArgMin"})
+"""Operators whose result is the number of a position along their attribute `axis` (0 by default)."""
+
+SIZE_ARITHMETIC = frozenset("Abs Add Div Max Min Mod Mul Neg Sub".split())
+"""Operators that make sizes of sizes, element by element."""
+
+SIZE_READERS = frozenset({("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3)})
+"""Operators and inputs that read a tensor of sizes as the size of what they make."""
+
+WEIGHT_INPUTS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2, 3, 4),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "Gather": (0,),
+}
+"""Inputs that hold weights, where they are stored."""
+
+WRAPS_WEIGHTS = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"})
+"""Operators that may stand between a stored weight and the node that reads it."""
+
 NONDETERMINISTIC = frozenset(
     {
         "Bernoulli",
@@ -87,6 +121,9 @@ SINGLETON = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in order and only give them other axes."""
+
+KEEPS_SOFT = UNARY | ELEMENTWISE | RESHAPING | {"Slice", "Transpose"}
+"""Operators whose result can be cut wherever others have channels if the same is true of what they read."""
 
 SCALE_OR_SHIFT = frozenset({"Add", "Div", "Mul", "Sub"})
 """Arithmetic that scales or shifts one input where the other is a constant."""
