@@ -7,6 +7,7 @@ __all__ = [
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
+    "KEEPS_SHAPE",
     "KEEPS_SOFT",
     "LINEAR",
     "MIXES_AXIS",
@@ -121,6 +122,11 @@ SINGLETON = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in order and only give them other axes."""
+
+KEEPS_SHAPE = frozenset(
+    {"GroupNormalization", "InstanceNormalization", "MeanVarianceNormalization", "RMSNormalization"}
+)
+"""Operators whose first output has type and shape of input 0, whatever shape inference says."""
 
 KEEPS_SOFT = UNARY | ELEMENTWISE | RESHAPING | {"Slice", "Transpose"}
 """Operators whose result can be cut wherever others have channels if the same is true of what they read."""

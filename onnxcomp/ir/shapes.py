@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 
 from onnxcomp.errors import ModelError
+from onnxcomp.ir.graph import is_default_domain
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import KEEPS_SHAPE
 from onnxcomp.ir.proto import numpy_dtype, to_proto
 
 __all__ = ["Shape", "ValueType", "infer_types"]
@@ -50,11 +52,35 @@ def infer_types(
         if strict:
             raise ModelError(f"shape inference failed: {' '.join(str(problem).split())[:300]}") from problem
         inferred = proto
+    while not strict and _fill_in(inferred):
+        inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
     types = {c.name: ValueType(c.values.dtype, c.values.shape) for c in model.graph.constants.values()}
     for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         if info.name not in types and info.type.WhichOneof("value") == "tensor_type":
             types[info.name] = _value_type(info.type.tensor_type)
     return types
+
+
+def _fill_in(proto: onnx.ModelProto) -> bool:
+    """Give the first value without a type that has the shape of an input its type, in place; return whether there is one.
+
+    Inference says nothing about operators that are defined by a function whose body it does not see through.
+    """
+    graph = proto.graph
+    known = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output) if _has_shape(v)}
+    for node in graph.node:
+        if node.op_type in KEEPS_SHAPE and is_default_domain(node.domain) and node.output[0] not in known:
+            found = known.get(node.input[0])
+            if found is not None:
+                for stale in [v for v in graph.value_info if v.name == node.output[0]]:
+                    graph.value_info.remove(stale)
+                graph.value_info.add(name=node.output[0], type=found)
+                return True
+    return False
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.WhichOneof("value") == "tensor_type" and value.type.tensor_type.HasField("shape"))
 
 
 def _value_type(tensor: Any) -> ValueType:

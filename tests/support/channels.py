@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups
+from typing import Any
+
+from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_groups, default_shapes
+from onnxcomp.analysis.cost import model_cost
+from onnxcomp.analysis.cutcost import CutCost
+from onnxcomp.ir.parse import ModelLike, as_model
+from onnxcomp.testing import Cut, check_cut
 
 IMAGE = "(float[N,3,8,8] x) => (float[N,4,8,8] y)"
 CLASSES = "(float[N,3,8,8] x) => (float[N,5] y)"
@@ -24,3 +30,34 @@ def units(group: ChannelGroup, name: str, axis: int) -> list[int]:
     found = {tuple(m.units.tolist()) for m in group.members if (m.name, m.axis) == (name, axis)}
     (only,) = found
     return list(only)
+
+
+def hold(text: ModelLike, seeds: int = 3, **options: Any) -> Cut:
+    """Cut a model at random, several times, against its masked self, and foretell each time exactly what it then costs.
+
+    Options are those of `check_cut`. Returns the cut of the first seed.
+    """
+    model = as_model(text)
+    shapes = default_shapes(model)
+    cuts = []
+    for seed in range(seeds):
+        cut = check_cut(model, seed, **options)
+        after = model_cost(cut.pruned, default_shapes(cut.pruned))
+        assert CutCost(model, cut.groups, shapes).count(cut.keep) == (after.parameters, after.macs)
+        cuts.append(cut)
+    return cuts[0]
+
+
+def stays(text: ModelLike) -> dict[str, str]:
+    """The reasons of the groups of which nothing may go."""
+    return {group.name: group.blocked for group in channel_groups(as_model(text)) if group.blocked}
+
+
+def stored(cut: Cut, name: str) -> tuple[int, ...]:
+    """The shape of a stored tensor after a cut."""
+    return tuple(cut.pruned.graph.constants[name].values.shape)
+
+
+def left(cut: Cut, name: str) -> int:
+    """How many units of a group stayed."""
+    return int(cut.keep[name].sum())
