@@ -249,7 +249,8 @@ def _stream(
     )
     for found in stream:
         for (value, axis), statistic in wanted.items():
-            statistic.add(np.moveaxis(found[value], axis, 1))
+            array = found[value]
+            statistic.add(np.moveaxis(array, axis, 1) if array.ndim > 1 else array[None])
 
 
 # --- where each criterion looks --------------------------------------------------------------------------------------
@@ -263,22 +264,24 @@ def _behind_activations(model: Model, places: Places, group: ChannelGroup, shape
         place = places.activation(producer)
         if place is None:
             why.append("no activation follows")
-        elif reason := _without_samples(place):
-            why.append(reason)
         else:
             found.append(place)
     return _each_once(found), why
 
 
 def _behind_producers(model: Model, places: Places, group: ChannelGroup, shapes: Shapes) -> _Looks:
-    """Return the nearest activation behind each producer, each once, or what it makes itself where there is none."""
+    """Return the nearest activation behind each producer, each once, or what it makes itself where there is none.
+
+    Samples must lie along the first axis there, as they do in some graph input.
+    """
+    rows = {1, *(shapes[v.name][0] for v in model.graph.inputs if shapes.get(v.name))}
     found, why = [], []
     for producer in group.producers:
         place = places.activation(producer) or places.output(producer)
         if place is None:
             why.append("its channels lie along several axes")
-        elif reason := _without_samples(place):
-            why.append(reason)
+        elif place.axis == 0 or shapes[place.value][0] not in rows:
+            why.append("samples do not lie along the first axis there")
         else:
             found.append(place)
     return _each_once(found), why
@@ -303,9 +306,6 @@ def _at_readers(model: Model, places: Places, group: ChannelGroup, shapes: Shape
         if place is None:
             why.append(f"what {member.node} reads cannot be told apart by channels")
             continue
-        if reason := _without_samples(place):
-            why.append(reason)
-            continue
         weight = np.moveaxis(model.graph.constants[member.name].values, member.axis, 0)
         found.append(_Look(place, norm_per_unit(weight, member.units, group.units)))
     return found, why
@@ -313,10 +313,6 @@ def _at_readers(model: Model, places: Places, group: ChannelGroup, shapes: Shape
 
 def _each_once(places: Sequence[Place]) -> list[_Look]:
     return [_Look(place) for place in {(p.value, p.axis): p for p in places}.values()]
-
-
-def _without_samples(place: Place) -> str | None:
-    return "its channels lie along the axis of samples" if place.axis == 0 else None
 
 
 def _is_map(shape: tuple[int, ...], axis: int) -> bool:

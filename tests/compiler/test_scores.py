@@ -302,8 +302,46 @@ def test_channels_along_the_first_axis_leave_no_axis_of_samples(criterion: str) 
     model = parse_model(text)
     feeds = {"x": np.random.default_rng(0).standard_normal((6, 3, 7)).astype(np.float32)}
     found = score(model, criterion, feeds=feeds)
-    assert list(found.fallen_back) == ["its channels lie along the axis of samples"]
-    np.testing.assert_allclose(only(found), norm_of(model, "a"))
+    made = np.maximum(model.graph.constants["a"].values @ feeds["x"], 0)
+    if criterion == "apoz":
+        np.testing.assert_allclose(only(found), scaled((made > 0).mean((0, 2))))
+    elif criterion == "activation":
+        norms = np.linalg.norm(model.graph.constants["b"].values, axis=0)
+        np.testing.assert_allclose(only(found), scaled(norms * np.sqrt((made**2).mean((0, 2)))), rtol=1e-5)
+    else:
+        assert found.fallen_back == {"samples do not lie along the first axis there": ["h"]}
+        np.testing.assert_allclose(only(found), norm_of(model, "a"))
+
+
+def test_a_value_of_one_axis_is_a_sample_of_channels() -> None:
+    text = net(
+        "(float[3] x) => (float[5] y)",
+        "float[8,3] a, float[5,8] b",
+        "h = MatMul(a, x) r = Relu(h) y = MatMul(b, r)",
+    )
+    model = parse_model(text)
+    feeds = {"x": np.random.default_rng(0).standard_normal((9, 3)).astype(np.float32)}
+    made = model.graph.constants["a"].values @ feeds["x"].T > 0
+    np.testing.assert_allclose(only(score(model, "apoz", feeds=feeds)), scaled(made.mean(1)))
+
+
+def test_steps_in_time_are_no_samples() -> None:
+    """The output of a recurrent node has time first and samples third."""
+    text = net(
+        "(float[N,5,3] x) => (float[5,1,N,6] y)",
+        "float[1,32,3] w, float[1,32,8] r, float[8,6] b",
+        "t = Transpose<perm=[1,0,2]>(x) h = LSTM<hidden_size=8>(t, w, r) k = Relu(h) y = MatMul(k, b)",
+    )
+    model = parse_model(text)
+    groups = channel_groups(model)
+    chosen = [g for g in groups if not g.blocked]
+    assert [g.units for g in chosen] == [8]
+    for criterion in ("hrank", "entropy"):
+        found = score_groups(model, groups, chosen, criterion, context_for(model), default_shapes(model))
+        assert found.fallen_back == {"samples do not lie along the first axis there": [chosen[0].name]}
+    for criterion in ("fpgm", "apoz", "activation"):
+        found = score_groups(model, groups, chosen, criterion, context_for(model), default_shapes(model))
+        assert found.notes() == []
 
 
 def test_many_places_of_one_reason_are_one_note() -> None:
