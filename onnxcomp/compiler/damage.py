@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.repair import Site, too_wide
+from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import WEIGHTED
 from onnxcomp.numerics.moments import Moments, ridge
 
 __all__ = ["biases_to_come", "damaged_sites", "kept_positions", "refit_once"]
@@ -31,19 +33,23 @@ def kept_positions(groups: ChannelGroups, keep: Keep) -> dict[tuple[str, int], R
 
 
 def damaged_sites(
-    original: Model, cut: Model, kept: Mapping[tuple[str, int], Rows], left_alone: Callable[[str], str | None]
+    original: Model,
+    cut: Model,
+    kept: Mapping[tuple[str, int], Rows],
+    left_alone: Callable[[str], str | None],
+    touched: Collection[str] = (),
 ) -> tuple[list[Site], dict[str, str]]:
     """Return the linear nodes of `cut` to refit, in order, and those that cannot be, with reasons.
 
     A node is damaged where its input was cut or comes from a damaged or cut node. `left_alone` gives the reason why a
-    node must keep its weights, or None.
+    node must keep its weights, or None; `touched` names values that are damaged for another reason.
     """
     before = {node.name: node for node in original.graph.nodes}
-    touched: set[str] = set()
+    dirty_values = set(touched)
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for node in cut.graph.nodes:
-        dirty = any(v.name in touched for v in node.inputs)
+        dirty = any(v.name in dirty_values for v in node.inputs)
         linear = linear_node(node)
         was = linear_node(before[node.name])
         if linear is not None and was is not None:
@@ -58,11 +64,13 @@ def damaged_sites(
                     sites.append(Site(node.name, rows))
             dirty = dirty or sliced or (name, was.in_axis) in kept
         else:
-            dirty = dirty or any(
-                (v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ()))
-            )
+            cut_here = any((v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ())))
+            weighted = node.is_op(*WEIGHTED) and any(isinstance(v, Constant) for v in node.inputs)
+            if weighted and (dirty or cut_here):
+                refused[node.name] = left_alone(node.name) or f"there is no refit for such a {node.op}"
+            dirty = dirty or cut_here
         if dirty:
-            touched.update(v.name for v in node.outputs if v.name)
+            dirty_values.update(v.name for v in node.outputs if v.name)
     return sites, refused
 
 

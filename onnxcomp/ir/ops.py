@@ -35,6 +35,9 @@ LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 """Operators that walk along a sequence with a hidden state."""
 
+WEIGHTED = LINEAR | RECURRENT | {"Einsum"}
+"""Operators that may contract channels with stored weights."""
+
 COUNTED = LINEAR | {"LSTM", "GRU"}
 """Operators whose multiply-accumulates are counted."""
 
