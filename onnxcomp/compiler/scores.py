@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups
+from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, Member
 from onnxcomp.analysis.places import Place, Places, earlier_gamma
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
@@ -96,11 +96,22 @@ class Scored:
 
 def producing_weights(model: Model, group: ChannelGroup) -> list[tuple[NDArray[Any], Units]]:
     """Return the weights that make the channels of `group`, output axis first, with the unit of each position there."""
-    return [
-        (np.moveaxis(model.graph.constants[member.name].values, member.axis, 0), member.units)
-        for member in group.members
-        if member.role == "produces"
-    ]
+    return [(_weight(model, member), member.units) for member in group.members if member.role == "produces"]
+
+
+def _weight(model: Model, member: Member) -> NDArray[Any]:
+    """Return the stored tensor of `member`, the axis of the group first, as the numbers that quantized ones stand for."""
+    constant = model.graph.constants[member.name]
+    values = constant.values
+    reader = next((node for node in constant.consumers if node.is_op("DequantizeLinear")), None)
+    scale = reader.constant(1) if reader is not None else None
+    if reader is not None and scale is not None and values.dtype.kind in "iu":
+        offset = reader.constant(2)
+        layout = [1] * values.ndim
+        layout[int(reader.attrs.get("axis", 1)) if scale.size > 1 else 0] = -1
+        zero = 0.0 if offset is None else offset.astype(np.float64).reshape(layout)
+        values = (values.astype(np.float64) - zero) * scale.astype(np.float64).reshape(layout)
+    return np.moveaxis(values, member.axis, 0)
 
 
 def score_groups(
@@ -165,8 +176,7 @@ def _gammas(
             values, units = found
             parts.append(mean_per_unit(np.abs(values.astype(np.float64)), units, group.units))
         else:
-            weight = np.moveaxis(model.graph.constants[member.name].values, member.axis, 0)
-            parts.append(_norms_known(weight, member.units, group.units))
+            parts.append(_norms_known(_weight(model, member), member.units, group.units))
     return parts
 
 
@@ -298,7 +308,8 @@ def _at_maps(model: Model, places: Places, group: ChannelGroup, shapes: Shapes) 
 
 def _at_readers(model: Model, places: Places, group: ChannelGroup, shapes: Shapes) -> _Looks:
     """Return what each reader reads, with the norms of its weights."""
-    found, why = [], []
+    found = []
+    why = [] if group.consumers else ["no weights read it"]
     for member in group.members:
         if member.role != "consumes":
             continue
@@ -306,8 +317,7 @@ def _at_readers(model: Model, places: Places, group: ChannelGroup, shapes: Shape
         if place is None:
             why.append(f"what {member.node} reads cannot be told apart by channels")
             continue
-        weight = np.moveaxis(model.graph.constants[member.name].values, member.axis, 0)
-        found.append(_Look(place, norm_per_unit(weight, member.units, group.units)))
+        found.append(_Look(place, norm_per_unit(_weight(model, member), member.units, group.units)))
     return found, why
 
 

@@ -157,6 +157,46 @@ def test_the_scale_of_a_normalization_that_stays_is_cut_with_its_channels() -> N
     np.testing.assert_allclose(only(found), scaled(np.array([5, 3, 1, 6])) + scaled(squares))
 
 
+# --- quantized weights -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("axis", [0, None])
+@pytest.mark.parametrize("criterion", ["fpgm", "activation", "bn-scale"])
+def test_quantized_weights_count_as_the_numbers_they_stand_for(criterion: str, axis: int | None) -> None:
+    rng = np.random.default_rng(0)
+    stored, read = rng.integers(-99, 99, (8, 3, 3, 3)), rng.integers(-99, 99, (5, 8, 1, 1))
+    scales = [
+        np.geomspace(0.001, 0.1, n).astype(np.float32) if axis == 0 else np.float32(0.01) for n in (8, 5)
+    ]
+    zeros = [np.arange(n).astype(np.int8) if axis == 0 else np.int8(3) for n in (8, 5)]
+    real = [
+        ((q - np.reshape(z, (-1, 1, 1, 1))) * np.reshape(s, (-1, 1, 1, 1))).astype(np.float32)
+        for q, s, z in zip((stored, read), scales, zeros, strict=True)
+    ]
+    plain = parse_model(PLAIN, {"a": real[0], "b": real[1]})
+    sizes = "[8]" if axis == 0 else ""
+    text = (
+        PLAIN.replace(
+            "float[8,3,3,3] a",
+            f"int8[8,3,3,3] ai = {{{_list(stored)}}}, float{sizes} as, int8{sizes} az = "
+            f"{{{_list(zeros[0])}}}",
+        )
+        .replace(
+            "float[5,8,1,1] b",
+            f"int8[5,8,1,1] bi = {{{_list(read)}}}, float{sizes.replace('8', '5')} bs, "
+            f"int8{sizes.replace('8', '5')} bz = {{{_list(zeros[1])}}}",
+        )
+        .replace(
+            "h = Conv",
+            "a = DequantizeLinear<axis=0>(ai, as, az) b = DequantizeLinear<axis=0>(bi, bs, bz) h = Conv",
+        )
+    )
+    quantized = parse_model(text, {"as": np.asarray(scales[0]), "bs": np.asarray(scales[1])})
+    np.testing.assert_allclose(only(score(quantized, criterion)), only(score(plain, criterion)), rtol=1e-4)
+
+
+def _list(numbers: object) -> str:
+    return ",".join(str(number) for number in np.ravel(np.asarray(numbers)).tolist())
+
+
 # --- streams ---------------------------------------------------------------------------------------------------------
 def test_in_a_stream_every_producer_counts_alike_at_its_own_activation() -> None:
     model = parse_model(STREAM)
@@ -267,6 +307,16 @@ def test_features_without_positions_have_no_rank_and_everything_else(criterion: 
         np.testing.assert_allclose(only(found), norm_of(model, "a", 1))
     else:
         assert found.notes() == []
+
+
+def test_channels_that_no_weights_read_have_no_readers_to_count() -> None:
+    text = net(
+        "(float[N,3,8,8] x) => (float[N,5,8,8] y)",
+        "float[4,3,1,1] a, float[4,3,1,1] b, float[5,4,1,1] c",
+        "h = Conv(x, a) unread = Conv(x, b) r = Relu(h) y = Conv(r, c)",
+    )
+    found = score(parse_model(text), "activation")
+    assert found.fallen_back == {"no weights read it": ["unread"]}
 
 
 def test_maps_of_one_row_have_no_rank() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import onnxcomp
-from onnxcomp.analysis.channels import channel_groups
-from onnxcomp.compiler.scores import MEASURED, SCORED
+from onnxcomp.analysis.channels import channel_groups, default_shapes
+from onnxcomp.compiler.scores import MEASURED, SCORED, score_groups
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.passes.prune_filters import PruneFilters
 from onnxcomp.testing import assert_equal_outputs, fingerprint
-from tests.support.pruning import ZOO, accuracy, kept, noise, outputs, prune, share, zoo
+from tests.support.graphs import Plan, build, plans
+from tests.support.pruning import ZOO, accuracy, context_for, kept, noise, outputs, prune, share, zoo
 from tests.support.text import net
 
 NETS = ("digits_resnet", "digits_mobilenet")
@@ -66,6 +69,17 @@ def test_without_samples_the_run_is_refused_before_it_begins(criterion: str) -> 
 def test_the_text_of_a_criterion_gives_it_back(criterion: str) -> None:
     text = f"prune-filters{{macs=0.5 criterion={criterion}}}"
     assert str(Pipeline.parse(text)) == text
+
+
+@given(plans(6), st.sampled_from(SCORED))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_every_channel_of_random_networks_gets_a_score(plan: Plan, criterion: str) -> None:
+    model = build(plan)
+    groups = channel_groups(model)
+    chosen = [group for group in groups if not group.blocked]
+    found = score_groups(model, groups, chosen, criterion, context_for(model), default_shapes(model))
+    assert {group.name: (group.units,) for group in chosen} == {n: s.shape for n, s in found.scores.items()}
+    assert all(np.isfinite(scores).all() and scores.min() >= 0 for scores in found.scores.values())
 
 
 # --- what goes first -------------------------------------------------------------------------------------------------
