@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
 
 from onnxcomp.errors import UsageError
+from onnxcomp.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from onnxcomp.ir.model import Model
@@ -113,6 +114,7 @@ class Context:
         seed: every random choice derives from it.
         threads: for onnxruntime; 0 = all cores.
         custom_op_libs: shared libraries onnxruntime must load first.
+        timings: what is measured by the clock, recorded or replayed.
         progress: where long work reports its steps.
     """
 
@@ -124,6 +126,7 @@ class Context:
     seed: int = 0
     threads: int = 0
     custom_op_libs: tuple[str, ...] = ()
+    timings: Timings = field(default_factory=Timings)
     progress: Progress = lambda what, done, total: None
 
     def is_excluded(self, model: Model, name: str) -> bool:
