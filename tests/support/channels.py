@@ -8,7 +8,8 @@ from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_grou
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.cutcost import CutCost
 from onnxcomp.ir.parse import ModelLike, as_model
-from onnxcomp.testing import Cut, check_cut
+from onnxcomp.runtime.observe import observe_shapes
+from onnxcomp.testing import Cut, assert_cut_equals_masked, check_cut, made_feeds, random_keep
 
 IMAGE = "(float[N,3,8,8] x) => (float[N,4,8,8] y)"
 CLASSES = "(float[N,3,8,8] x) => (float[N,5] y)"
@@ -45,6 +46,25 @@ def hold(text: ModelLike, seeds: int = 3, **options: Any) -> Cut:
         after = model_cost(cut.pruned, default_shapes(cut.pruned))
         assert CutCost(model, cut.groups, shapes).count(cut.keep) == (after.parameters, after.macs)
         cuts.append(cut)
+    return cuts[0]
+
+
+def hold_as_run(text: ModelLike, seeds: int = 3) -> Cut:
+    """Like `hold`, with the shapes that a run shows where shape inference does not know them."""
+    model = as_model(text)
+    feeds = made_feeds(model, "normal", batch=1)
+    shapes = observe_shapes(model, feeds, threads=1)
+    groups = channel_groups(model, shapes)
+    cuts = []
+    for seed in range(seeds):
+        keep = random_keep(groups, seed)
+        pruned, masked = model.clone(), model.clone()
+        groups.take(pruned, keep)
+        groups.mask(masked, keep)
+        assert_cut_equals_masked(model, pruned, masked)
+        after = model_cost(pruned, observe_shapes(pruned, feeds, threads=1))
+        assert CutCost(model, groups, shapes).count(keep) == (after.parameters, after.macs)
+        cuts.append(Cut(groups, keep, pruned, masked))
     return cuts[0]
 
 
