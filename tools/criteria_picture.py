@@ -140,7 +140,15 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=12)
     axes.set_xlabel("multiply-accumulates that remain", fontsize=10)
     axes.set_ylabel("top-1 accuracy, %", fontsize=10)
+    axes.set_xticks([1.0, *(share for share, _ in max((c.points for c in panel.curves), key=len))])
+    axes.set_yticks(
+        [tick for tick in axes.get_yticks() if 0 <= tick <= 100 and _inside(tick, axes.get_ylim())]
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(color="#eeeeee")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _inside(tick: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= tick <= limits[1]
