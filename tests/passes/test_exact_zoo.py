@@ -35,6 +35,10 @@ BEST_PEER = {
     "digits_mlp": 6,
     "digits_mobilenet": 65,
     "digits_resnet": 37,
+    "digits_vgg": 18,
+    "digits_densenet": 86,
+    "digits_shufflenet": 71,
+    "digits_unet": 30,
 }
 """Nodes that the better of onnxslim 0.1.98 and onnxsim 0.8.1 leaves; `tools/bench_simplify.py` measures them anew."""
 
