@@ -53,8 +53,9 @@ class Places:
         return Place(value, varying[0], units.reshape(-1))
 
     def output(self, producer: str) -> Place | None:
-        """Return the place of what the node `producer` makes."""
-        return self.of(self._nodes[producer].output.name)
+        """Return the place of the first output of the node `producer` that holds channels of the group."""
+        found = (self.of(value.name) for value in self._nodes[producer].outputs)
+        return next((place for place in found if place is not None), None)
 
     def activation(self, producer: str) -> Place | None:
         """Return the place of the nearest activation's output behind `producer`, or None where there is none.
@@ -93,8 +94,8 @@ class Places:
 
         The search does not go beyond activations, and not to where the channels are contracted.
         """
-        start = self._nodes[producer].output
-        passed, queue = {start.name}, deque([start])
+        queue = deque(v for v in self._nodes[producer].outputs if v.name)
+        passed = {value.name for value in queue}
         while queue:
             value: Variable = queue.popleft()
             for reader in value.consumers:

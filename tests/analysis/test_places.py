@@ -78,6 +78,17 @@ def test_a_gate_of_other_channels_is_an_activation_of_its_own() -> None:
     assert activation(model, "g") == "s"
 
 
+def test_the_last_state_of_a_recurrent_node_is_followed_like_its_output() -> None:
+    text = net(
+        "(float[N,5,3] x) => (float[1,N,6] y)",
+        "float[1,32,3] w, float[1,32,8] r, float[8,6] b",
+        "t = Transpose<perm=[1,0,2]>(x) all, last = LSTM<hidden_size=8>(t, w, r) k = Relu(last) y = MatMul(k, b)",
+    )
+    place = places(parse_model(text), "all").activation("all")
+    assert place is not None
+    assert (place.value, place.axis, len(place.units)) == ("k", 2, 8)
+
+
 def test_a_search_ends_at_activations_and_where_channels_are_contracted() -> None:
     model = single("t = Tanh(h) r = Relu(t) y = Conv(r, d)")
     assert activation(model, "h") == "t"
