@@ -1,4 +1,4 @@
-"""Linear nodes as matrices: one view of Conv, Gemm and MatMul for everything that refits weights."""
+"""Linear nodes as matrices: one view of Conv, ConvTranspose, Gemm and MatMul for everything that refits weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.ir.graph import Constant, Graph, Node
+from onnxcomp.ir.graph import Constant, Graph, Node, Value
 from onnxcomp.ir.model import Model
-from onnxcomp.numerics.patches import Window, patches, resolve_pads
+from onnxcomp.ir.ops import LINEAR, WEIGHT_INPUTS, WRAPS_WEIGHTS
+from onnxcomp.numerics.patches import Window, patches, resolve_pads, spread_patches
 
-__all__ = ["LinearNode", "linear_node"]
+__all__ = ["LinearNode", "linear_node", "not_refitted"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -20,15 +21,15 @@ Array64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LinearNode:
-    """A Conv, Gemm or MatMul with a constant weight, seen as `y = W x + b` on columns.
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight, seen as `y = W x + b` on columns.
 
     Attributes:
         node: the node itself.
         data: index of the input that is computed (0, or 1 for `MatMul(constant, x)`).
         weight: index of the weight input.
         group: number of independent blocks.
-        layout: `conv`, `gemm` (`[n, k]`), `right` (`[..., k] @ W`) or `left` (`W @ [..., k, n]`).
-        transposed: whether the stored weight is `[d, o]` rather than `[o, d]`.
+        layout: `conv`, `spread` (ConvTranspose), `gemm` (`[n, k]`), `right` (`[..., k] @ W`) or `left` (`W @ [..., k, n]`).
+        transposed: whether the stored weight has its inputs before its outputs.
     """
 
     node: Node
@@ -61,7 +62,12 @@ class LinearNode:
     @property
     def has_bias(self) -> bool:
         """Whether the node can hold a bias of its own."""
-        return self.layout in ("conv", "gemm")
+        return self.layout in ("conv", "spread", "gemm")
+
+    @property
+    def spatial(self) -> bool:
+        """Whether values are `[n, c, ...]` with positions behind the channels."""
+        return self.layout in ("conv", "spread")
 
     def weight_array(self) -> Array:
         """Return the stored weight."""
@@ -72,7 +78,8 @@ class LinearNode:
     def matrix(self) -> Array64:
         """Return the weight as `[g, o, d]`."""
         array = self.weight_array()
-        flat = array.T if self.transposed else array.reshape(len(array), -1)
+        flat = array.swapaxes(0, 1) if self.transposed else array
+        flat = flat.reshape(len(flat), -1)
         matrix: Array64 = flat.reshape(self.group, -1, flat.shape[1]).astype(np.float64)
         return matrix * float(self.node.attrs.get("alpha", 1.0)) if self.layout == "gemm" else matrix
 
@@ -88,8 +95,9 @@ class LinearNode:
     def install(self, model: Model, matrix: Array64, bias: Array64 | None, suffix: str) -> None:
         """Store `matrix` `[g, o, d]` (and `bias` `[o]`, None for the one there is) as this node's own, in its dtype."""
         old = self.weight_array()
-        flat = matrix.reshape(-1, matrix.shape[2])
-        array = flat.T if self.transposed else flat.reshape(old.shape)
+        outward = (old.shape[1], old.shape[0], *old.shape[2:]) if self.transposed else old.shape
+        array = matrix.reshape(outward)
+        array = array.swapaxes(0, 1) if self.transposed else array
         graph: Graph = model.graph
         graph.set_constant(self.node, self.weight, np.ascontiguousarray(array.astype(old.dtype)), suffix)
         if self.layout == "gemm":
@@ -106,23 +114,51 @@ class LinearNode:
             )
 
     def window(self, spatial: tuple[int, ...]) -> Window:
-        """Return where the kernel reads, for an input of spatial size `spatial`."""
+        """Return where the kernel reads (or, of a ConvTranspose, writes), for an input of spatial size `spatial`."""
         attrs, ndim = self.node.attrs, len(spatial)
         kernel = tuple(self.weight_array().shape[2:])
         strides = tuple(attrs.get("strides") or [1] * ndim)
         dilations = tuple(attrs.get("dilations") or [1] * ndim)
         mode = attrs.get("auto_pad", "NOTSET")
-        if mode == "NOTSET":
+        if self.layout == "spread" and (mode.startswith("SAME") or attrs.get("output_shape")):
+            window = Window(kernel, strides, dilations, ((0, 0),) * ndim)
+            total = np.subtract(self._spread_size(spatial, window), self.output_size(spatial))
+            pads = tuple(
+                (n // 2, n - n // 2) if mode == "SAME_UPPER" else (n - n // 2, n // 2) for n in total.tolist()
+            )
+        elif mode == "NOTSET":
             flat = attrs.get("pads") or [0] * (2 * ndim)
             pads = tuple((int(flat[a]), int(flat[a + ndim])) for a in range(ndim))
         else:
             pads = resolve_pads(mode, spatial, kernel, strides, dilations)
         return Window(kernel, strides, dilations, pads)
 
+    def _spread_size(self, spatial: tuple[int, ...], window: Window) -> tuple[int, ...]:
+        """Return the size of what a ConvTranspose makes (ONNX ConvTranspose-11)."""
+        extra = self.node.attrs.get("output_padding") or [0] * len(spatial)
+        return tuple(
+            s * (size - 1) + int(more) + (k - 1) * d + 1 - sum(pad)
+            for size, k, s, d, pad, more in zip(
+                spatial, window.kernel, window.strides, window.dilations, window.pads, extra, strict=True
+            )
+        )
+
+    def output_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the spatial size of the output of a Conv or ConvTranspose for an input of size `spatial`."""
+        attrs = self.node.attrs
+        if self.layout == "conv":
+            return self.window(spatial).output_size(spatial)
+        if attrs.get("output_shape"):
+            return tuple(int(size) for size in attrs["output_shape"][-len(spatial) :])
+        if str(attrs.get("auto_pad", "NOTSET")).startswith("SAME"):
+            strides = attrs.get("strides") or [1] * len(spatial)
+            return tuple(size * int(s) for size, s in zip(spatial, strides, strict=True))
+        return self._spread_size(spatial, self.window(spatial))
+
     def positions(self, x: Array) -> int:
         """Return how many output columns one sample of the batch `x` has."""
-        if self.layout == "conv":
-            return int(np.prod(self.window(x.shape[2:]).output_size(x.shape[2:])))
+        if self.spatial:
+            return int(np.prod(self.output_size(x.shape[2:])))
         if x.ndim == 1 or (x.ndim == 2 and self.layout != "left"):
             return 1
         rows = x.shape[-1] if self.layout == "left" else x.shape[-2]
@@ -132,6 +168,8 @@ class LinearNode:
         """Return a batch of inputs as columns `[g, d, n]`, float32, at the chosen output positions of every sample."""
         if self.layout == "conv":
             return patches(x, self.window(x.shape[2:]), self.group, positions)
+        if self.layout == "spread":
+            return spread_patches(x, self.window(x.shape[2:]), self.output_size(x.shape[2:]), positions)
         return _columns(x, self.layout, positions)
 
     def channels_in(self, x: Array, channels: int, rng: np.random.Generator, most: int = 256) -> Array:
@@ -148,7 +186,7 @@ class LinearNode:
 
     def columns_out(self, y: Array, positions: Array | None) -> Array:
         """Return a batch of outputs as columns `[g, o, n]`, float32, matching `columns_in`."""
-        if self.layout != "conv":
+        if not self.spatial:
             return _columns(y, self.layout, positions)
         flat = y.reshape(*y.shape[:2], -1)
         if positions is not None:
@@ -158,7 +196,7 @@ class LinearNode:
 
     def pick_out(self, y: Array, rows: Array) -> Array:
         """Return outputs `y` reduced to the channels `rows`."""
-        axis = {"conv": 1, "gemm": 1, "right": -1, "left": max(-2, -y.ndim)}[self.layout]
+        axis = {"conv": 1, "spread": 1, "gemm": 1, "right": -1, "left": max(-2, -y.ndim)}[self.layout]
         return y.take(rows, axis)
 
 
@@ -175,15 +213,17 @@ def _columns(x: Array, layout: str, positions: Array | None) -> Array:
 
 def linear_node(node: Node) -> LinearNode | None:
     """Return `node` as a LinearNode, or None where it is not one (other operator, computed or integer weight)."""
-    if node.is_op("Conv"):
-        weight = node.constant(1)
+    if node.is_op("Conv", "ConvTranspose"):
+        weight, group = node.constant(1), int(node.attrs.get("group", 1))
         if (
             weight is None
             or weight.dtype.kind != "f"
             or (node.input(2) is not None and node.constant(2) is None)
         ):
             return None
-        return LinearNode(node, 0, 1, int(node.attrs.get("group", 1)), "conv", False)
+        if node.is_op("Conv"):
+            return LinearNode(node, 0, 1, group, "conv", False)
+        return LinearNode(node, 0, 1, 1, "spread", True) if group == 1 else None
     if node.is_op("Gemm"):
         weight, bias = node.constant(1), node.constant(2)
         if weight is None or weight.dtype.kind != "f" or node.attrs.get("transA"):
@@ -197,3 +237,26 @@ def linear_node(node: Node) -> LinearNode | None:
             if weight is not None and weight.ndim == 2 and weight.dtype.kind == "f":
                 return LinearNode(node, 1 - index, index, 1, "right" if index else "left", bool(index))
     return None
+
+
+def not_refitted(node: Node) -> str | None:
+    """Return why a node with a stored weight is no LinearNode, or None where it is one or has no stored weight."""
+    if not node.is_op(*LINEAR) or linear_node(node) is not None:
+        return None
+    for index in WEIGHT_INPUTS[node.op]:
+        wrapper, quantized = _maker(node.input(index)), False
+        outermost = wrapper
+        while wrapper is not None and wrapper.is_op(*WRAPS_WEIGHTS):
+            quantized = quantized or wrapper.is_op("DequantizeLinear")
+            if isinstance(wrapper.input(0), Constant) and outermost is not None:
+                if quantized:
+                    return "its weight is quantized, and a refit would leave the grid of the quantization"
+                return f"its weight stands behind {outermost.op} {outermost.name!r}; fold constants first"
+            wrapper = _maker(wrapper.input(0))
+    if node.is_op("ConvTranspose") and node.constant(1) is not None and int(node.attrs.get("group", 1)) > 1:
+        return "it is a transposed convolution in groups"
+    return None
+
+
+def _maker(value: Value | None) -> Node | None:
+    return value.producer if value is not None else None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
-from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
 from onnxcomp.compiler.repair import Site, too_wide
 from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
@@ -65,9 +65,11 @@ def damaged_sites(
             dirty = dirty or sliced or (name, was.in_axis) in kept
         else:
             cut_here = any((v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ())))
-            weighted = node.is_op(*WEIGHTED) and any(isinstance(v, Constant) for v in node.inputs)
-            if weighted and (dirty or cut_here):
-                refused[node.name] = left_alone(node.name) or f"there is no refit for such a {node.op}"
+            reason = not_refitted(node)
+            if reason is None and node.is_op(*WEIGHTED) and any(isinstance(v, Constant) for v in node.inputs):
+                reason = f"there is no refit for such a {node.op}"
+            if reason and (dirty or cut_here):
+                refused[node.name] = left_alone(node.name) or reason
             dirty = dirty or cut_here
         if dirty:
             dirty_values.update(v.name for v in node.outputs if v.name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "patches", "resolve_pads"]
+__all__ = ["Window", "patches", "resolve_pads", "spread_patches"]
 
 Array = NDArray[Any]
 
@@ -82,3 +82,31 @@ def patches(x: Array, window: Window, group: int, positions: Array | None) -> Ar
             at = tuple(w * s + o for w, s, o in zip(where, window.strides, offsets, strict=True))
             out[:, index] = by_channel[(slice(None), slice(None), *at)]
     return out.reshape(group, channels // group * len(taps), count * total)
+
+
+def spread_patches(x: Array, window: Window, out_size: tuple[int, ...], positions: Array | None) -> Array:
+    """Return what a transposed convolution reads of `x` `[n, c, *spatial]`, as columns `[1, c * taps, n * positions]`.
+
+    An output position reads through tap t the input position p with `p * stride + t * dilation - pad` equal to it, and 0
+    where there is none. Row order is that of `weight.swapaxes(0, 1).reshape(o, -1)`. `positions` are flat indices of
+    output positions, of size `out_size`; None takes all. The pads of `window` are those at the beginning.
+    """
+    count, channels = x.shape[:2]
+    flat = np.arange(int(np.prod(out_size))) if positions is None else positions
+    where = np.unravel_index(flat, out_size)
+    by_channel = x.swapaxes(0, 1)
+    taps = list(np.ndindex(*window.kernel))
+    out = np.zeros((channels, len(taps), count, len(flat)), np.float32)
+    for index, tap in enumerate(taps):
+        there = np.ones(len(flat), bool)
+        at = []
+        for w, t, d, s, pad, size in zip(
+            where, tap, window.dilations, window.strides, window.pads, x.shape[2:], strict=True
+        ):
+            place, rest = np.divmod(w + pad[0] - t * d, s)
+            there &= (rest == 0) & (place >= 0) & (place < size)
+            at.append(place)
+        chosen = np.flatnonzero(there)
+        read = by_channel[(slice(None), slice(None), *(place[chosen] for place in at))]
+        out[:, index][:, :, chosen] = read
+    return out.reshape(1, channels * len(taps), count * len(flat))

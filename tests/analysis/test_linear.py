@@ -32,6 +32,33 @@ NODES = {
     "conv-depthwise": ("N,4,6,6", "Conv<group=4, pads=[1,1,1,1]>(x, w, q)", "float[8,1,3,3] w, float[8] q"),
     "conv-1d": ("N,4,9", "Conv<strides=[2]>(x, w, q)", "float[5,4,3] w, float[5] q"),
     "conv-3d": ("N,2,4,5,3", "Conv<pads=[1,0,0,0,1,1]>(x, w, q)", "float[5,2,2,3,2] w, float[5] q"),
+    "spread": ("N,4,5,5", "ConvTranspose(x, w, q)", "float[4,5,3,3] w, float[5] q"),
+    "spread-strided": (
+        "N,4,5,4",
+        "ConvTranspose<strides=[2,3], pads=[1,0,1,2], output_padding=[1,2]>(x, w, q)",
+        "float[4,5,3,4] w, float[5] q",
+    ),
+    "spread-dilated": (
+        "N,4,5,4",
+        "ConvTranspose<strides=[2,1], dilations=[1,2]>(x, w)",
+        "float[4,3,2,3] w",
+    ),
+    "spread-same-upper": (
+        "N,4,5,4",
+        'ConvTranspose<strides=[2,2], auto_pad="SAME_UPPER">(x, w, q)',
+        "float[4,5,3,3] w, float[5] q",
+    ),
+    "spread-same-lower": (
+        "N,4,5,4",
+        'ConvTranspose<strides=[2,2], auto_pad="SAME_LOWER">(x, w, q)',
+        "float[4,5,3,3] w, float[5] q",
+    ),
+    "spread-to-shape": (
+        "N,4,5,4",
+        "ConvTranspose<strides=[2,2], output_shape=[10,8]>(x, w, q)",
+        "float[4,5,3,3] w, float[5] q",
+    ),
+    "spread-1d": ("N,4,6", "ConvTranspose<strides=[2]>(x, w, q)", "float[4,5,4] w, float[5] q"),
     "gemm": ("N,6", "Gemm(x, w, q)", "float[6,5] w, float[5] q"),
     "gemm-transposed": ("N,6", "Gemm<transB=1>(x, w, q)", "float[5,6] w, float[1,5] q"),
     "gemm-scaled": ("N,6", "Gemm<alpha=0.5, beta=3.0>(x, w, q)", "float[6,5] w, float[5] q"),
@@ -146,7 +173,7 @@ def test_picked_outputs_are_the_rows_of_the_weight(name: str) -> None:
     rows = np.array([0, count - 1])
     picked = linear.pick_out(y, rows)
     whole = linear.columns_out(y, None).reshape(count, -1)
-    axis = {"conv": 1, "gemm": 1, "right": y.ndim - 1, "left": y.ndim - 2}[linear.layout]
+    axis = {"conv": 1, "spread": 1, "gemm": 1, "right": y.ndim - 1, "left": y.ndim - 2}[linear.layout]
     assert picked.shape == tuple(2 if a == axis else s for a, s in enumerate(y.shape))
     flat = computed(linear, linear.columns_in(x, None)).reshape(count, -1)
     np.testing.assert_allclose(flat[rows], whole[rows], rtol=1e-4, atol=1e-5)

@@ -117,6 +117,33 @@ def test_excluded_nodes_and_shared_weights_are_refused_with_their_reason() -> No
     assert refused == {node["i"]: "it is excluded", node["j"]: shared, node["y"]: shared}
 
 
+@pytest.mark.parametrize(
+    ("stored", "body", "reason"),
+    [
+        (
+            "float[4,6,1,1] b, float s = {0.1}, int8 z = {0}",
+            "q = QuantizeLinear(b, s, z) v = DequantizeLinear(q, s, z) y = Conv(h, v)",
+            "its weight is quantized, and a refit would leave the grid of the quantization",
+        ),
+        (
+            "float[4,6,1,1] b",
+            "[wrap] v = Identity(b) y = Conv(h, v)",
+            "its weight stands behind Identity 'wrap'; fold constants first",
+        ),
+        ("float[6,2,1,1] b", "y = ConvTranspose<group=2>(h, b)", "it is a transposed convolution in groups"),
+    ],
+)
+def test_readers_whose_weights_are_no_plain_matrices_are_refused_with_their_reason(
+    stored: str, body: str, reason: str
+) -> None:
+    text = net(
+        "(float[N,3,8,8] x) => (float[N,4,8,8] y)", f"float[6,3,1,1] a, {stored}", f"h = Conv(x, a) {body}"
+    )
+    original, left, kept = cut(text, {group_of(text, "h"): [0, 2]})
+    _, refused = damaged_sites(original, left, kept, lambda name: None)
+    assert refused == {names(original)["y"]: reason}
+
+
 # --- once ------------------------------------------------------------------------------------------------------------
 def refitted(
     text: str, keep: Mapping[str, Sequence[int]], strength: float
@@ -142,6 +169,11 @@ def refitted(
         ("float[6,3,1,1] a, float[6] p, float[4,6,1,1] b", "r = Conv(x, a, p) y = Conv(r, b)", 6),
         ("float[6,3,1,1] a, float[4,6,3,3] b", "r = Conv(x, a) y = Conv<pads=[1,1,1,1]>(r, b)", 6),
         ("float[6,3,1,1] a, float[4,3,1,1] b, float[4] q", "r = Conv(x, a) y = Conv<group=2>(r, b, q)", 6),
+        (
+            "float[6,3,1,1] a, float[6,4,2,2] b, float[4] q",
+            "r = Conv<strides=[2,2]>(x, a) y = ConvTranspose<strides=[2,2]>(r, b, q)",
+            6,
+        ),
     ],
 )
 def test_channels_that_others_make_up_for_are_made_up_for_exactly(stored: str, body: str, width: int) -> None:
