@@ -78,9 +78,7 @@ class Places:
         node, _ = self._nearest(producer, lambda n: n.is_op("BatchNormalization"))
         values = node.constant(1) if node is not None else None
         place = self.of(node.output.name) if node is not None else None
-        if values is None or place is None or values.shape != place.units.shape:
-            return None
-        return values, place.units
+        return (values, place.units) if values is not None and place is not None else None
 
     def reads(self, consumer: str) -> Place | None:
         """Return the place of the first computed input of the node `consumer` that holds channels of the group."""

@@ -126,6 +126,26 @@ def test_the_scale_counts_by_its_size_and_a_producer_without_one_by_its_norm() -
     ]
 
 
+def test_the_norm_of_a_producer_says_nothing_of_units_it_does_not_make() -> None:
+    """The stream grows from 4 to 6 channels: its first producer makes 4 of them."""
+    text = net(
+        "(float[N,3,4,4] x) => (float[N,5,4,4] y)",
+        "float[4,3,1,1] a, float[6,4,1,1] c, float[5,6,1,1] d, int64[8] pads = {0,1,0,0,0,1,0,0},"
+        " float[6] g, float[6] s, float[6] m, float[6] v",
+        "h = Conv(x, a) r = Relu(h) p = Pad(r, pads) j = Conv(r, c) n = BatchNormalization(j, g, s, m, v)"
+        " t = Add(p, n) k = Relu(t) y = Conv(k, d)",
+    )
+    model = parse_model(text, scale(1, -5, 3, 2, -1, 6))
+    found = score(model, "bn-scale")
+    assert found.fallen_back == {"no BatchNormalization follows": ["h"]}
+    (group,) = (g for g in channel_groups(model) if not g.blocked)
+    units = {m.name: m.units for m in group.members if m.role == "produces"}
+    wanted = np.zeros(6)
+    wanted[units["a"]] += norm_of(model, "a")
+    wanted[units["c"]] += scaled(np.array([1, 5, 3, 2, 1, 6]))
+    np.testing.assert_allclose(only(found), wanted)
+
+
 def test_after_the_fold_the_scale_is_still_known() -> None:
     original = parse_model(STREAM, scale(1, -5, 3, 2, -1, 6))
     folded = FoldBatchnorm().run(original.clone(), Context(original)).model
