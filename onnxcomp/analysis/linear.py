@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxcomp.ir.graph import Constant, Graph, Node, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import LINEAR, WEIGHT_INPUTS, WRAPS_WEIGHTS
-from onnxcomp.numerics.patches import Window, patches, resolve_pads, spread_patches
+from onnxcomp.numerics.patches import Window, at_positions, patches, resolve_pads, spread_patches
 
 __all__ = ["LinearNode", "linear_node", "not_refitted"]
 
@@ -188,11 +188,7 @@ class LinearNode:
         """Return a batch of outputs as columns `[g, o, n]`, float32, matching `columns_in`."""
         if not self.spatial:
             return _columns(y, self.layout, positions)
-        flat = y.reshape(*y.shape[:2], -1)
-        if positions is not None:
-            flat = flat[:, :, positions]
-        columns = np.ascontiguousarray(flat.swapaxes(0, 1), np.float32)
-        return columns.reshape(self.group, y.shape[1] // self.group, -1)
+        return at_positions(y, positions).reshape(self.group, y.shape[1] // self.group, -1)
 
     def pick_out(self, y: Array, rows: Array) -> Array:
         """Return outputs `y` reduced to the channels `rows`."""

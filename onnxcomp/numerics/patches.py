@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "patches", "resolve_pads", "spread_patches"]
+__all__ = ["Window", "at_positions", "patches", "resolve_pads", "spread_patches"]
 
 Array = NDArray[Any]
 
@@ -51,62 +52,79 @@ def resolve_pads(
 
 
 def patches(x: Array, window: Window, group: int, positions: Array | None) -> Array:
-    """Return the patches of `x` `[n, c, *spatial]` as columns `[group, c / group * taps, n * positions]`.
+    """Return the patches of `x` `[n, c, *spatial]` as columns `[group, c / group * taps, positions * n]`.
 
-    Row order is that of `weight.reshape(o, -1)`. `positions` are flat indices of output positions; None takes all.
+    Row order is that of `weight.reshape(o, -1)`; columns go position by position, within one sample by sample.
+    `positions` are flat indices of output positions; None takes all.
     """
-    count, channels = x.shape[:2]
-    out_size = window.output_size(x.shape[2:])
-    if any(any(pad) for pad in window.pads):
-        x = np.pad(x, ((0, 0), (0, 0), *window.pads))
-    taps = list(np.ndindex(*window.kernel))
-    total = int(np.prod(out_size)) if positions is None else len(positions)
-    out = np.empty((channels, len(taps), count, total), np.float32)
-    where = None if positions is None else np.unravel_index(positions, out_size)
-    by_channel = x.swapaxes(0, 1)
-    for index, tap in enumerate(taps):
-        offsets = [t * d for t, d in zip(tap, window.dilations, strict=True)]
-        if where is None:
-            view = by_channel[
-                (
-                    slice(None),
-                    slice(None),
-                    *(
-                        slice(o, o + (size - 1) * s + 1, s)
-                        for o, size, s in zip(offsets, out_size, window.strides, strict=True)
-                    ),
-                )
-            ]
-            out[:, index] = view.reshape(channels, count, -1)
-        else:
-            at = tuple(w * s + o for w, s, o in zip(where, window.strides, offsets, strict=True))
-            out[:, index] = by_channel[(slice(None), slice(None), *at)]
-    return out.reshape(group, channels // group * len(taps), count * total)
+    spatial = x.shape[2:]
+    where = _places(window.output_size(spatial), positions)
+    axes = zip(where, window.strides, window.dilations, window.pads, strict=True)
+    starts = [w * stride - pad[0] for w, stride, _, pad in axes]
+    index = np.empty((int(np.prod(window.kernel)), len(where[0])), np.int64)
+    for row, tap in zip(index, np.ndindex(*window.kernel), strict=True):
+        at = [start + t * d for start, t, d in zip(starts, tap, window.dilations, strict=True)]
+        row[:] = _flat_index(at, spatial)
+    return _gather(x, index).reshape(group, x.shape[1] // group * len(index), -1)
 
 
 def spread_patches(x: Array, window: Window, out_size: tuple[int, ...], positions: Array | None) -> Array:
-    """Return what a transposed convolution reads of `x` `[n, c, *spatial]`, as columns `[1, c * taps, n * positions]`.
+    """Return what a transposed convolution reads of `x` `[n, c, *spatial]`, as columns `[1, c * taps, positions * n]`.
 
     An output position reads through tap t the input position p with `p * stride + t * dilation - pad` equal to it, and 0
-    where there is none. Row order is that of `weight.swapaxes(0, 1).reshape(o, -1)`. `positions` are flat indices of
-    output positions, of size `out_size`; None takes all. The pads of `window` are those at the beginning.
+    where there is none. Row order is that of `weight.swapaxes(0, 1).reshape(o, -1)`, columns go position by position.
+    `positions` are flat indices of output positions, of size `out_size`; None takes all. The pads of `window` are those
+    at the beginning.
     """
-    count, channels = x.shape[:2]
-    flat = np.arange(int(np.prod(out_size))) if positions is None else positions
-    where = np.unravel_index(flat, out_size)
-    by_channel = x.swapaxes(0, 1)
-    taps = list(np.ndindex(*window.kernel))
-    out = np.zeros((channels, len(taps), count, len(flat)), np.float32)
-    for index, tap in enumerate(taps):
-        there = np.ones(len(flat), bool)
-        at = []
-        for w, t, d, s, pad, size in zip(
-            where, tap, window.dilations, window.strides, window.pads, x.shape[2:], strict=True
-        ):
+    where = _places(out_size, positions)
+    index = np.empty((int(np.prod(window.kernel)), len(where[0])), np.int64)
+    for row, tap in zip(index, np.ndindex(*window.kernel), strict=True):
+        at, there = [], np.ones(len(where[0]), bool)
+        for w, t, d, s, pad in zip(where, tap, window.dilations, window.strides, window.pads, strict=True):
             place, rest = np.divmod(w + pad[0] - t * d, s)
-            there &= (rest == 0) & (place >= 0) & (place < size)
+            there &= rest == 0
             at.append(place)
-        chosen = np.flatnonzero(there)
-        read = by_channel[(slice(None), slice(None), *(place[chosen] for place in at))]
-        out[:, index][:, :, chosen] = read
-    return out.reshape(1, channels * len(taps), count * len(flat))
+        row[:] = np.where(there, _flat_index(at, x.shape[2:]), -1)
+    return _gather(x, index).reshape(1, x.shape[1] * len(index), -1)
+
+
+def at_positions(y: Array, positions: Array | None) -> Array:
+    """Return `y` `[n, c, *spatial]` as columns `[c, positions * n]`, float32, in the order of `patches`."""
+    flat = y.reshape(*y.shape[:2], -1)
+    if positions is not None:
+        flat = flat.take(positions, axis=2)
+    return np.ascontiguousarray(flat.transpose(1, 2, 0), np.float32).reshape(y.shape[1], -1)
+
+
+def _places(size: tuple[int, ...], positions: Array | None) -> tuple[NDArray[np.intp], ...]:
+    flat = np.arange(int(np.prod(size))) if positions is None else positions
+    return np.unravel_index(flat, size)
+
+
+def _flat_index(at: Sequence[Array], spatial: tuple[int, ...]) -> Array:
+    """Return flat indices of the places `at` (one array per axis), -1 for those outside."""
+    inside = np.ones(len(at[0]), bool)
+    flat = np.zeros(len(at[0]), np.int64)
+    for place, size in zip(at, spatial, strict=True):
+        inside &= (place >= 0) & (place < size)
+        flat = flat * size + place
+    return np.where(inside, flat, -1)
+
+
+def _gather(x: Array, index: Array) -> Array:
+    """Return `x` `[n, c, *spatial]` at flat positions `index` `[taps, positions]` (-1: zero) as `[c, taps, positions, n]`."""
+    count, channels = x.shape[:2]
+    flat = x.reshape(count, channels, -1)
+    size, wanted = flat.shape[2], index.reshape(-1)
+    outside = np.flatnonzero(wanted < 0)
+    if len(wanted) < size:
+        out = flat.take(np.maximum(wanted, 0), axis=2)
+        out[:, :, outside] = 0
+        out = np.ascontiguousarray(out.transpose(1, 2, 0), np.float32)
+    else:
+        # With samples last, whole runs are copied instead of single numbers: three to five times as fast.
+        turned = np.empty((channels, size + 1, count), np.float32)
+        turned[:, :size] = flat.transpose(1, 2, 0)
+        turned[:, size] = 0
+        out = turned.take(np.where(wanted < 0, size, wanted), axis=1)
+    return out.reshape(channels, *index.shape, count)

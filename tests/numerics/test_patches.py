@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.ir.graph import Graph, Node, Variable
 from onnxcomp.ir.model import Model
-from onnxcomp.numerics.patches import Window, patches, resolve_pads
+from onnxcomp.numerics.patches import Window, at_positions, patches, resolve_pads
 from onnxcomp.runtime.session import Session
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ def multiplied(x: Array, weight: Array, window: Window, group: int, positions: A
     columns = patches(x, window, group, positions)
     assert columns.dtype == np.float32
     rows = weight.reshape(group, len(weight) // group, -1)
-    product: Array = (rows @ columns).reshape(len(weight), len(x), -1)
+    product: Array = (rows @ columns).reshape(len(weight), -1, len(x)).swapaxes(1, 2)
     return product
 
 
@@ -120,14 +120,14 @@ def test_an_odd_pad_goes_where_the_mode_says(mode: str, wanted: tuple[int, int])
     assert resolve_pads(mode, (8,), (2,), (1,), (3,)) == (wanted,), "a dilated kernel reaches further"
 
 
-def test_rows_are_in_the_order_of_the_flat_weight_and_columns_go_sample_by_sample() -> None:
+def test_rows_are_in_the_order_of_the_flat_weight_and_columns_go_position_by_position() -> None:
     x = np.arange(2 * 2 * 3 * 3, dtype=np.float32).reshape(2, 2, 3, 3)
     window = Window((2, 2), (1, 1), (1, 1), ((0, 0), (0, 0)))
     found = patches(x, window, 1, None)
     assert found.shape == (1, 8, 8)
     for sample, (row, column) in itertools.product(range(2), np.ndindex(2, 2)):
         wanted = x[sample, :, row : row + 2, column : column + 2].reshape(-1)
-        np.testing.assert_array_equal(found[0, :, sample * 4 + row * 2 + column], wanted)
+        np.testing.assert_array_equal(found[0, :, (row * 2 + column) * 2 + sample], wanted)
 
 
 def test_the_input_is_read_only_and_stays_so() -> None:
@@ -136,3 +136,20 @@ def test_the_input_is_read_only_and_stays_so() -> None:
     before = x.copy()
     patches(x, Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))), 1, np.array([0, 5]))
     np.testing.assert_array_equal(x, before)
+
+
+def test_few_positions_of_a_large_image_and_all_of_a_small_one_are_gathered_alike() -> None:
+    """Two orders of copying, by which is shorter: the columns are the same bit by bit."""
+    x, _ = data(3, 2, (12, 11), (3, 2), 1)
+    window = Window((3, 2), (1, 2), (2, 1), ((2, 2), (0, 1)))
+    whole = patches(x, window, 1, None).reshape(18, -1, 2)
+    for some in (np.array([0]), np.array([3, 17, 18]), np.arange(0, whole.shape[1], 2)):
+        np.testing.assert_array_equal(patches(x, window, 1, some).reshape(18, -1, 2), whole[:, some])
+
+
+def test_outputs_at_positions_are_in_the_order_of_patches() -> None:
+    """A kernel of one element that is 1 gives back its input."""
+    x, _ = data(3, 2, (4, 5), (1, 1), 1)
+    window = Window((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    for some in (None, np.array([19, 0, 7])):
+        np.testing.assert_array_equal(at_positions(x, some), patches(x, window, 1, some)[0])
