@@ -47,6 +47,7 @@ class PruneFilters(Pass):
     name = "prune-filters"
     exact = False
     stage = "structure"
+    data_free = True
 
     ratio: float | None = option(None, "share of channels removed from every group, 0 <= ratio < 1")
     macs: float | None = option(None, "share of the multiply-accumulates that may remain, 0 < macs <= 1")

@@ -82,7 +82,7 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     passed = run_passes(prepared, listener)
     shortfalls = tuple(f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall)
     changed = passed.changed or bool(prepared.loaded.settled)
-    model = _stamped(prepared, passed.model) if changed else prepared.original
+    model = _stamped(prepared, passed) if changed else prepared.original
     if not changed and not shortfalls and not prepared.request.allow_noop:
         message = "no pass changed the model, so nothing was written; --allow-noop writes a copy"
         ending = _Ending(status="unchanged", verdict=NothingChanged(message))
@@ -111,14 +111,14 @@ def _finish(
     """Write the file aside, verify, compare and judge it, and move it to where it belongs."""
     target = prepared.request.output
     if target is None:
-        return _judged(prepared, model, serialized_bytes(model), changed, shortfalls, listener)
+        return _judged(prepared, passed, model, serialized_bytes(model), changed, shortfalls, listener)
     with _folder_beside(target) as folder:
         listener.stage(f"writing {target.name}")
         staged = _write(prepared, model, folder / target.name, changed)
         try:
             prepared.verifier.verify_file(staged[0], passed.outputs)
             facts = file_facts(staged[0], allow_links=False)
-            ending = _judged(prepared, str(staged[0]), facts.bytes, changed, shortfalls, listener)
+            ending = _judged(prepared, passed, str(staged[0]), facts.bytes, changed, shortfalls, listener)
         except (VerificationError, SessionError) as problem:
             message = f"the final file fails verification, so nothing was written: {problem}"
             return _Ending(status="broken", verdict=VerificationError(message))
@@ -140,13 +140,15 @@ def _finish(
 
 def _judged(
     prepared: Prepared,
+    passed: Passed,
     result: Model | str,
     size: int,
     changed: bool,
     shortfalls: tuple[str, ...],
     listener: Listener,
 ) -> _Ending:
-    comparison, compared_on = compare_with_original(prepared, result, listener)
+    made = passed.made.samples if passed.made is not None else None
+    comparison, compared_on = compare_with_original(prepared, result, listener, made)
     conditions = judge(prepared, comparison, size)
     missed = [*(str(c) for c in conditions if not c.met), *shortfalls]
     ending = _Ending(comparison, compared_on, conditions, status="done" if changed else "unchanged")
@@ -190,9 +192,9 @@ def _places(prepared: Prepared, staged: list[Path], target: Path) -> list[Path]:
     return places
 
 
-def _stamped(prepared: Prepared, model: Model) -> Model:
-    """Return `model` with what made it in its metadata; what an earlier run left there is replaced."""
-    wanted = prepared.request.ir_version
+def _stamped(prepared: Prepared, passed: Passed) -> Model:
+    """Return the model with what made it in its metadata; what an earlier run left there is replaced."""
+    model, wanted = passed.model, prepared.request.ir_version
     if wanted is not None and minimum_ir_version(model) > wanted:
         raise PreconditionError(
             f"--ir-version {wanted} is too old for the result, which needs {minimum_ir_version(model)}"
@@ -204,6 +206,8 @@ def _stamped(prepared: Prepared, model: Model) -> Model:
         made["input_sha256"] = prepared.loaded.facts.sha256
     if prepared.data.mode != "real":
         made["calibration"] = prepared.data.mode
+    if passed.made is not None:
+        made["calibration_samples"] = passed.made.note
     model.metadata = {**kept, **{_PREFIX + key: text for key, text in made.items()}}
     return model
 
@@ -225,10 +229,14 @@ def _report(prepared: Prepared, passed: Passed, model: Model, ending: _Ending, s
         comparison=ending.comparison,
         compared_on=ending.compared_on,
         conditions=ending.conditions,
-        data=prepared.data.facts,
+        data=(*prepared.data.facts, *((passed.made.facts,) if passed.made else ())),
         excluded=tuple(sorted(prepared.excluded)),
         input_shapes=prepared.data.shapes,
         verification="full" if prepared.verifier.runs else "structural",
-        notes=(*prepared.loaded.notes, *prepared.verifier.notes),
+        notes=(
+            *prepared.loaded.notes,
+            *prepared.verifier.notes,
+            *((passed.made.note,) if passed.made else ()),
+        ),
         nodes={old: new or None for old, new in model.aliases.items()},
     )

@@ -7,6 +7,7 @@ from onnxcomp.compiler.prepare import Prepared
 from onnxcomp.compiler.report import Condition
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.compare import Comparison, compare_models
+from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session
 
@@ -14,12 +15,12 @@ __all__ = ["compare_with_original", "judge"]
 
 
 def compare_with_original(
-    prepared: Prepared, result: Model | str, listener: Listener
+    prepared: Prepared, result: Model | str, listener: Listener, made: Samples | None = None
 ) -> tuple[Comparison | None, str | None]:
     """Return how `result` (a model, or the path of one) differs from the original, and on which data.
 
-    The samples are those for evaluation, else those held back, else those for calibration, else noise. Both are None
-    for a model that is not run.
+    The samples are those for evaluation, else those held back, else those for calibration (without data, those `made`
+    from the model), else noise. Both are None for a model that is not run.
 
     Raises:
         SessionError: where `result` does not run on one of the samples.
@@ -27,8 +28,8 @@ def compare_with_original(
     if not prepared.verifier.runs:
         return None, None
     request, data = prepared.request, prepared.data
-    judge = data.judge
-    role = next((f.role for f in reversed(data.facts)), "noise")
+    judge = data.judge if data.judge is not None else made
+    role = next((f.role for f in reversed(data.facts)), "noise" if made is None else "calibration")
     total = len(judge) if judge is not None else len(data.feeds)
     before, after = (
         Session(source, threads=request.threads, custom_op_libs=request.custom_op_libs)

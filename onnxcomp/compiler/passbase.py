@@ -108,7 +108,8 @@ class Context:
     Attributes:
         original: the model the pipeline received; budgets are shares of it. Read only.
         calibration: samples, or None where none were given (`data_mode` says whether on purpose).
-        data_mode: `real` for the user's samples, `random` for noise, `none` for the data-free mode.
+        data_mode: `real` for the user's samples, `random` for noise, `none` for the data-free mode, in which a pass that
+            needs calibration works with samples made from `original`.
         input_shapes: concrete shapes of all graph inputs for one batch (first axis of samples = 1 where it is free).
         excluded: names of nodes (as the loaded file had them) that the user wants left alone.
         seed: every random choice derives from it.
@@ -198,6 +199,8 @@ class Pass(ABC):
     exact: ClassVar[bool] = False
     stage: ClassVar[Literal["cleanup", "structure", "numbers", "quantization", "coding"]] = "structure"
     """Order of kinds: structure before numbers before quantization before coding; cleanup anywhere before coding."""
+    data_free: ClassVar[bool] = False
+    """Whether samples made from the model itself (`datafree.py`) may stand in for the user's under `--calibration none`."""
 
     def needs(self) -> frozenset[Need]:
         """Return what the driver must supply for these options."""

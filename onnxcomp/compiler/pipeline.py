@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from onnxcomp.analysis.cost import Cost, model_cost
+from onnxcomp.compiler.datafree import Made, make_samples
 from onnxcomp.compiler.passbase import Context, Pass, PassResult
 from onnxcomp.compiler.prepare import Prepared
 from onnxcomp.compiler.report import PassRun
@@ -43,13 +44,17 @@ class Listener:
 
 @dataclass(frozen=True)
 class Passed:
-    """What the passes of a run left: the `model`, what it gives on the verified feeds, a record of each pass."""
+    """What the passes of a run left: the `model`, what it gives on the verified feeds, a record of each pass.
+
+    `made` are the samples that were made for them, None where there was no need to.
+    """
 
     model: Model
     outputs: Outputs | None
     runs: tuple[PassRun, ...]
     before: Cost
     after: Cost
+    made: Made | None = None
 
     @property
     def changed(self) -> bool:
@@ -93,9 +98,15 @@ def run_passes(prepared: Prepared, listener: Listener) -> Passed:
     context = prepared.context(listener.progress)
     steps = prepared.request.passes
     runs: list[PassRun] = []
+    made: Made | None = None
     for number, step in enumerate(steps, 1):
         listener.pass_started(step, number, len(steps))
         start = time.perf_counter()
+        if context.data_mode == "none" and made is None and "calibration" in step.needs():
+            with single_threaded_blas():
+                made = make_samples(prepared.original, context)
+            context.calibration = made.samples
+            listener.note(made.note)
         run, result, given = _attempt(prepared, step, model, outputs, cost, context)
         if run.status == "changed" and result is not None:
             model, outputs = result.model, given
@@ -105,7 +116,7 @@ def run_passes(prepared: Prepared, listener: Listener) -> Passed:
         listener.pass_finished(run)
         if prepared.request.strict and run.status in ("failed", "rolled-back"):
             raise VerificationError(f"{step.name}: {run.reason}; stopped because of --strict")
-    return Passed(model, outputs, tuple(runs), before, cost)
+    return Passed(model, outputs, tuple(runs), before, cost, made)
 
 
 def _attempt(

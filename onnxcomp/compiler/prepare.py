@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxcomp.compiler.datafree import check_makeable
 from onnxcomp.compiler.excludes import excluded_nodes
 from onnxcomp.compiler.loading import Loaded, load_request
 from onnxcomp.compiler.passbase import Context, Progress
@@ -81,8 +82,19 @@ def _check_needs(request: Request, model: Model, data: Data) -> None:
             raise UsageError(
                 f"{step.name} needs to know the sizes of the inputs; give --set-shape {free.name}=SIZE,SIZE,..."
             )
+        if "calibration" in needs and request.data_free:
+            _check_made(step.name, model, data)
         if "labels" in needs and (data.calibration is None or data.calibration.labels() is None):
             raise UsageError(f"{step.name} needs labels; add an int64 array 'labels' to the calibration data")
+
+
+def _check_made(name: str, model: Model, data: Data) -> None:
+    """Refuse what samples cannot be made for, before the first pass runs."""
+    check_makeable(model)
+    if not data.feeds:
+        raise UsageError(
+            f"{name} needs samples, and the model does not run here, so that none can be made for it"
+        )
 
 
 def _decision(request: Request, model: Model, outputs: Outputs | None) -> str | None:

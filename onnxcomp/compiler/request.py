@@ -143,9 +143,9 @@ def _check_needs(request: Request) -> None:
     for step in request.passes:
         if "calibration" not in step.needs():
             continue
-        if request.data_free:
+        if request.data_free and not step.data_free:
             raise UsageError(
-                f"{step.name} has no data-free mode for these options; "
+                f"{step.name} has no data-free mode; "
                 "give --calibration samples, or --calibration random for noise"
             )
         if request.calibration is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def test_a_need_that_is_not_met_is_refused_before_any_file_is_read(tmp_path: Pat
     assert (
         ready(None, Needy("labels"), calibration=str(write_data(tmp_path, labels=True))).data.mode == "real"
     )
+
+
+def test_samples_that_cannot_be_made_are_refused_before_the_first_pass() -> None:
+    @dataclass(frozen=True)
+    class Content(Needy):
+        data_free = True
+
+    assert ready(None, Content(), calibration="none").data.calibration is None
+    ids = parse_model(HEAD + "(int64[N,4] ids) => (int64[N,4] y) { y = Identity(ids) }")
+    refused("--calibration none: input 'ids' takes int64 [N, 4]", ids, Content(), calibration="none")
 
 
 def test_the_data_free_mode_can_be_spelled_out_where_nothing_needs_data() -> None:
