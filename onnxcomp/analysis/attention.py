@@ -140,8 +140,6 @@ def _weighted(p: _Product, data: _Term, weight: _Term | None) -> list[Labels]:
             full = Labels(p.along(ids, p.out, data.letters), data.shape)
             m.defer(data.ids, full, set(data.axes(passing)), own=False)
         return p.made(ids)
-    if len(made) > 1:
-        made = {letter: ids for letter, ids in made.items() if ids.size > 1} or made
     # Of several axes that a weight makes, the last one holds positions, the one before it heads.
     inner = max(made, key=p.out.index)
     others = "".join(sorted(made.keys() - {inner}, key=p.out.index))
@@ -171,9 +169,12 @@ def _stored_axes(p: _Product, data: _Term, weight: _Term) -> dict[str, Ids]:
     """Tie the axes that a stored operand shares with the computed one; return the labels of those that it makes."""
     m, made = p.flow.map, {}
     assert weight.stored is not None
+    new = [x for x in weight.letters if x in p.out and not p.has(data, x)]
+    # Axes of size 1 beside others are the stacking's, and hold no channels.
+    new = [x for x in new if weight.size(x) > 1] or new[-1:]
     for axis, letter in enumerate(weight.letters):
         if not p.has(data, letter):
-            if letter in p.out:
+            if letter in new:
                 made[letter] = p.flow.use(p.node, weight.stored, axis, None, "produces")
             continue
         if not p.has(weight, letter):
@@ -225,7 +226,7 @@ def _tie_inner(p: _Product, letter: str, ids: Ids, view: int | None) -> None:
         if p.has(term, letter):
             m.tie(flat, p.along(line, letter, term.letters), view=view)
             if letter not in term.varying:
-                m.block(line, p.says("multiplies it with a value that cannot be cut along that axis"))
+                m.hint(line, p.says("multiplies it with a value that is the same for all of them"))
         elif term.varying:
             m.rest(term.ids, view, p.says("reads channels that lie along another axis"))
     flat = m.flatten(
@@ -247,7 +248,7 @@ def _tie_outer(p: _Product, letters: Sequence[str], inner: str, ids: Ids) -> Non
         if shared:
             m.tie(heads, p.along(flat, term.letters, p.out), view=HEADS)
             if not set(shared) & set(term.varying):
-                m.block(heads, p.says("multiplies it with a value that cannot be cut along that axis"))
+                m.hint(heads, p.says("multiplies it with a value that is the same for all of them"))
         elif term.varying:
             # One set of keys that all heads read stays while heads go.
             m.rest(term.ids, HEADS, p.says("reads channels that lie along another axis"))

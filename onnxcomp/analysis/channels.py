@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import networkx as nx
@@ -219,12 +219,15 @@ def _collect(labels: LabelMap, classes: Classes) -> list[ChannelGroup]:
     blocked = [
         labels.blocked(classes[v], v) | _uncovered(labels, classes, where, v) for v in range(len(units))
     ]
+    hints = [{int(roots[label]): hint for label, hint in reversed(labels.hints.items())} for roots in classes]
     additive = [labels.additive(roots) for roots in classes]
-    groups = []
+    groups: list[ChannelGroup] = []
     for number, roots in enumerate(components):
         view = next(v for v, going in enumerate(units) if roots[0] in going)
         groups.append(
-            _group(roots, uses[number], spans[number], classes, view, blocked[view], additive[view])
+            _group(
+                roots, uses[number], spans[number], classes, view, blocked[view], hints[view], additive[view]
+            )
         )
     return groups
 
@@ -266,6 +269,7 @@ def _group(
     classes: Classes,
     view: int,
     blocked: dict[int, str],
+    hints: dict[int, str],
     additive: set[int],
 ) -> ChannelGroup:
     lookup = np.full(int(classes.max()) + 1, -1, np.int64)
@@ -273,7 +277,8 @@ def _group(
     members = tuple(
         Member(u.constant.name, u.axis, lookup[classes[view][u.ids]], u.role, u.node.name) for u in uses
     )
-    only = {int(span[0]): "it is the only channel of a value" for span in spans if len(span) == 1}
+    alone = {int(span[0]): roots[int(span[0])] for span in spans if len(span) == 1}
+    only = {unit: hints.get(root, "it is the only channel of a value") for unit, root in alone.items()}
     name = next(m.node for m in members if m.role == "produces")
     return ChannelGroup(
         name=name if view == DIMS else f"{name}:heads",

@@ -130,6 +130,7 @@ class Flow:
             return labels
         if mixed == set(labels.axes):
             raise Blocked(reason)
+        self.map.hint(labels.ids, reason)
         return Labels(self.map.flatten(labels.ids, mixed), labels.shape)
 
     def is_stored(self, value: Value) -> bool:

@@ -119,6 +119,7 @@ class LabelMap:
         rederive: nodes whose shape constants depend on channel counts, with the kind of constant.
         counts: inputs of Concat nodes that come to be stored: `(node, input, value, axis)` for the number of positions left.
         reasons: blocked labels and why.
+        hints: why labels are tied, for those that end up as the only channel of a value.
         foreign: stored tensors that a declined node or a subgraph reads, and why they cannot be cut.
         products: inputs of nodes at which two computed values are contracted: their channels are read there, by no weight.
         deferred: ties that wait for others.
@@ -131,6 +132,7 @@ class LabelMap:
     rederive: list[tuple[Node, str]] = field(default_factory=list)
     counts: list[tuple[Node, int, str, int]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    hints: dict[int, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
     products: list[tuple[Node, int]] = field(default_factory=list)
     deferred: list[Deferred] = field(default_factory=list)
@@ -231,6 +233,11 @@ class LabelMap:
         """Forbid the removal of `ids`; the first reason of each label stays."""
         for label in np.unique(ids):
             self.reasons.setdefault(int(label), reason)
+
+    def hint(self, ids: Ids, reason: str) -> None:
+        """Say why `ids` are tied: the reason that users see should nothing else be left in a value."""
+        for label in np.unique(ids):
+            self.hints.setdefault(int(label), reason)
 
     # --- reading ------------------------------------------------------------------------------------------------
     @property
