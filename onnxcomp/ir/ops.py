@@ -7,6 +7,7 @@ __all__ = [
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
+    "FUSED_ACTIVATIONS",
     "KEEPS_SHAPE",
     "KEEPS_SOFT",
     "LINEAR",
@@ -53,6 +54,9 @@ ACTIVATIONS = frozenset(
     Tanh ThresholdedRelu""".split()
 )
 """Operators that end a layer: what they make is what the layer says."""
+
+FUSED_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
+"""Activations that onnxruntime makes a part of the convolution in front of them on the CPU."""
 
 ELEMENTWISE = frozenset(
     """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where

@@ -1,0 +1,150 @@
+"""Small made models in which one operator is timed: several copies of it, so that what surrounds them cancels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.ir.graph import Array, Constant, Graph, Node, Variable
+from onnxcomp.ir.model import Model
+
+__all__ = ["ConvKind", "Maker"]
+
+
+@dataclass(frozen=True)
+class ConvKind:
+    """A two-dimensional convolution but for its channels: input `size`, `kernel`, the `attrs` that shape its work.
+
+    It is dense, or `depthwise` with one filter per channel.
+    """
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    attrs: tuple[tuple[str, Any], ...]
+    depthwise: bool
+
+    def __str__(self) -> str:
+        words = [f"{self.kernel[0]}x{self.kernel[1]}", f"at {self.size[0]}x{self.size[1]}"]
+        words += [f"{name}={_text(value)}" for name, value in self.attrs]
+        return f"{'depthwise' if self.depthwise else 'conv'} {' '.join(words)}"
+
+    @classmethod
+    def of(cls, node: Node, size: tuple[int, int], kernel: tuple[int, int], *, depthwise: bool) -> ConvKind:
+        """Return the kind of the Conv `node`."""
+        given = {n: v for n, v in node.attrs.items() if n in ("strides", "pads", "dilations", "auto_pad")}
+        attrs = tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in sorted(given.items()))
+        return cls(size, kernel, attrs, depthwise)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class Maker:
+    """Makes models of the versions of `model`, with the seed's weights."""
+
+    def __init__(self, model: Model, seed: int = 0) -> None:
+        self._ir_version = model.ir_version
+        self._imports = dict(model.opset_imports)
+        self._functions = model.functions
+        self._seed = seed
+
+    def conv(self, kind: ConvKind, read: int, made: int, copies: int) -> Model:
+        """Return `copies` convolutions of one input, from `read` to `made` channels, whose results are added up.
+
+        That is how onnxruntime runs the convolution in front of a residual addition: the addition is part of it. An
+        activation ends the chain, which becomes part of the last one.
+        """
+        graph, x = self._graph((1, read, *kind.size))
+        rng = np.random.default_rng(self._seed)
+        shape = (made, 1 if kind.depthwise else read, *kind.kernel)
+        group = read if kind.depthwise else 1
+        total: Variable | None = None
+        for number in range(copies):
+            weight = rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
+            inputs: list[Variable | Constant] = [
+                x,
+                self._stored(graph, f"w{number}", weight),
+                self._stored(graph, f"b{number}", weight[:, 0, 0, 0]),
+            ]
+            attrs = {n: list(v) if isinstance(v, tuple) else v for n, v in kind.attrs}
+            made_here = self._add(
+                graph, "Conv", inputs, {**attrs, "kernel_shape": list(kind.kernel), "group": group}
+            )
+            total = made_here if total is None else self._add(graph, "Add", [total, made_here])
+        assert total is not None
+        return self._finish(graph, self._add(graph, "Relu", [total]))
+
+    def moves(self, elements: int, copies: int) -> Model:
+        """Return a chain of `copies` elementwise operators over `elements` numbers."""
+        graph, value = self._graph((1, elements))
+        for _ in range(copies):
+            value = self._add(graph, "Neg", [value])
+        return self._finish(graph, value)
+
+    def conversions(self, channels: int, elements: int, copies: int, *, between: bool) -> Model:
+        """Return `copies` + 1 convolutions in a row of `elements` values; with `between`, what needs plain layout lies between."""
+        side = max(1, round(math.sqrt(elements / channels)))
+        graph, value = self._graph((1, channels, side, side))
+        weight = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
+        for number in range(copies + 1):
+            value = self._add(graph, "Conv", [value, self._stored(graph, f"w{number}", weight)])
+            if between and number < copies:
+                value = self._add(graph, "Neg", [value])
+        return self._finish(graph, value)
+
+    def node(self, node: Node, shapes: Mapping[str, tuple[int, ...]], copies: int) -> Model | None:
+        """Return `copies` of `node` side by side on inputs of `shapes`; None where it cannot stand alone."""
+        if node.captures or any(
+            v.name and v.name not in shapes for v in node.inputs if not isinstance(v, Constant)
+        ):
+            return None
+        graph = Graph("made", opset=self._imports.get("", 17))
+        twins: dict[str, Variable | Constant] = {"": Variable("")}
+        for value in node.inputs:
+            if value.name in twins:
+                continue
+            if isinstance(value, Constant):
+                twins[value.name] = self._stored(graph, value.name, value.values)
+            else:
+                dtype = np.dtype(value.dtype or np.float32)
+                twins[value.name] = made = Variable(value.name, dtype, shapes[value.name])
+                graph.inputs.append(made)
+        for number in range(copies):
+            outputs = [Variable(f"{v.name}.{number}" if v.name else "", v.dtype) for v in node.outputs]
+            inputs = [twins[v.name] for v in node.inputs]
+            graph.nodes.append(Node(node.op, f"node{number}", dict(node.attrs), inputs, outputs, node.domain))
+            graph.outputs += [v for v in outputs if v.name]
+        return self._model(graph)
+
+    # --- pieces -------------------------------------------------------------------------------------------------
+    def _graph(self, shape: Sequence[int]) -> tuple[Graph, Variable]:
+        graph = Graph("made", opset=self._imports.get("", 17))
+        x = Variable("x", np.dtype(np.float32), tuple(shape))
+        graph.inputs.append(x)
+        return graph, x
+
+    def _stored(self, graph: Graph, name: str, values: Array) -> Constant:
+        return graph.add_constant(name, values)
+
+    def _add(
+        self,
+        graph: Graph,
+        op: str,
+        inputs: Sequence[Variable | Constant],
+        attrs: dict[str, Any] | None = None,
+    ) -> Variable:
+        made = Variable(f"v{len(graph.nodes)}", np.dtype(np.float32))
+        graph.nodes.append(Node(op, f"n{len(graph.nodes)}", attrs, inputs, [made]))
+        return made
+
+    def _finish(self, graph: Graph, value: Variable) -> Model:
+        graph.outputs.append(value)
+        return self._model(graph)
+
+    def _model(self, graph: Graph) -> Model:
+        return Model(graph, self._ir_version, dict(self._imports), functions=self._functions)
