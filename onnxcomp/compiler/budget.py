@@ -17,7 +17,7 @@ CLOSE = 0.002
 """A budget counts as filled when no more than this share of the whole is left of it: shares stay nearly equal."""
 
 Mask = NDArray[np.bool_]
-Cost = Callable[[Keep], int]
+Cost = Callable[[Keep], float]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def uniform_keep(
     tiers_inner: Sequence[Ladder],
     tiers_streams: Sequence[Ladder],
     cost: Cost,
-    target: int,
+    target: float,
     limits: Limits,
     *,
     fill: bool = True,
@@ -162,6 +162,6 @@ def _give_back(
     return removed
 
 
-def fits_exactly(achieved: int, target: int, whole: int) -> bool:
+def fits_exactly(achieved: float, target: float, whole: float) -> bool:
     """Return whether `achieved` is within the budget and at most 1 % of `whole` below it."""
     return target - 0.01 * whole <= achieved <= target

@@ -106,13 +106,16 @@ def walk(
     what: str,
     *,
     joint: int = 0,
+    rounds: int = ROUNDS,
+    anew: bool = True,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
     `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
     progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
-    has been solved, by at most that many steps.
+    has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
+    has been refined before is refined further from the weights it has.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -148,11 +151,13 @@ def walk(
             stop = _Stop(site, node, _other_branch(node.node, original, new, unvisited, shapes), context.seed)
             link = pairs.get(site.name)
             # What a refinement will change again need not be sharpened first.
-            moments, solution = _visit(stop, old, new, solve, ROUNDS if link is None else 0)
-            if link is not None and solution is not None:
+            again = not anew and (link is not None or site.name in producers)
+            solver = _leave if again else solve
+            moments, solution = _visit(stop, old, new, solver, rounds if link is None and not again else 0)
+            if link is not None and (solution is not None or again):
                 inputs = (seen.pop(link.producer.node.name), moments)
                 _refine_pair(stop, link, inputs, old, new, joint, context.threads)
-                moments, solution = _visit(stop, old, new, solve, ROUNDS)
+                moments, solution = _visit(stop, old, new, solve, rounds)
             if link is not None:
                 new.release(link.producer.input)
             if site.name in producers:
@@ -161,6 +166,10 @@ def walk(
                 errors.append((site, _missed(moments, solution, node.has_bias)))
         context.progress(what, len(sites), len(sites))
     return errors
+
+
+def _leave(visit: Visit) -> None:
+    """Leave the weights as they are; the walk has gathered the moments all the same."""
 
 
 @dataclass(frozen=True)

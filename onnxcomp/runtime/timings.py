@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import UsageError
-from onnxcomp.ir.atomic import replacing
 
 __all__ = ["Timings", "read_timings"]
 
@@ -80,6 +79,9 @@ class Timings:
     def save(self, path: Path) -> None:
         """Write what was used to `path` as JSON, whole or not at all."""
         document = {"schema_version": SCHEMA_VERSION, "timings": self.used}
+        # Passes are described without the ir room, which imports onnx.
+        from onnxcomp.ir.atomic import replacing
+
         with replacing(path) as (stream,):
             stream.write((json.dumps(document, indent=2) + "\n").encode())
 

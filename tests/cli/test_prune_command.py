@@ -128,7 +128,8 @@ def test_a_ratio_of_nothing_changes_nothing() -> None:
 
 
 def test_norms_without_repair_need_no_samples() -> None:
-    optimize("params=0.5 criterion=l2 repair=none", "--report run.json", data="--calibration none")
+    options = "params=0.5 scope=uniform criterion=l2 repair=none"
+    optimize(options, "--report run.json", data="--calibration none")
     found = report()
     assert found["after"]["parameters"] <= 0.5 * found["before"]["parameters"]
 

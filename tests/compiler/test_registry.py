@@ -83,7 +83,7 @@ def test_a_pass_is_described_by_its_docstring_and_its_fields() -> None:
     assert facts.summary
     assert facts.summary == facts.doc.split("\n")[0]
     options = {o.name: o for o in facts.options}
-    assert options["criterion"].kind == "obs | l1 | l2 | random"
+    assert options["scope"].kind == "global | uniform"
     assert options["min-channels"].default == "1"
     assert all(o.help for o in facts.options)
 

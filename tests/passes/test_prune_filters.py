@@ -98,8 +98,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
         (PruneFilters(macs=0.5), True),
         (PruneFilters(macs=0.5, criterion="l1"), True),
         (PruneFilters(macs=0.5, repair="none"), True),
-        (PruneFilters(macs=0.5, criterion="l2", repair="none"), False),
-        (PruneFilters(macs=0.5, criterion="random", repair="none"), False),
+        (PruneFilters(macs=0.5, criterion="l2", repair="none"), True),
+        (PruneFilters(macs=0.5, scope="uniform", criterion="l2", repair="none"), False),
+        (PruneFilters(ratio=0.5, criterion="random", repair="none"), False),
     ],
 )
 def test_samples_are_needed_where_something_is_measured(step: PruneFilters, measures: bool) -> None:
@@ -169,9 +170,9 @@ def test_streams_stay_whole_while_the_inner_channels_can_bear_the_budget() -> No
     model = zoo("digits_resnet")
     coupled = {g.name for g in channel_groups(model) if g.coupled}
     assert coupled
-    light = prune(model, PruneFilters(macs=0.7, criterion="l1", repair="none"))
+    light = prune(model, PruneFilters(macs=0.7, scope="uniform", criterion="l1", repair="none"))
     assert not coupled & set(kept(light))
-    heavy = prune(model, PruneFilters(macs=0.05, criterion="l1", repair="none"))
+    heavy = prune(model, PruneFilters(macs=0.05, scope="uniform", criterion="l1", repair="none"))
     assert coupled & set(kept(heavy))
     assert heavy.shortfall is None
 

@@ -1,0 +1,49 @@
+"""Which units of the first network are left after several cuts, each of which numbered the units anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.channels import ChannelGroups, Member
+from onnxcomp.compiler.damage import kept_positions
+
+__all__ = ["Lineage"]
+
+Mask = NDArray[np.bool_]
+
+
+class Lineage:
+    """The units of `groups` that are still there; `keep` holds a mask for every group that has lost any."""
+
+    def __init__(self, groups: ChannelGroups) -> None:
+        self.groups = groups
+        self.keep: dict[str, Mask] = {}
+        self._where: dict[tuple[str, int, str], list[tuple[str, Member]]] = {}
+        for group in groups:
+            for member in group.members:
+                key = (member.node, member.axis, member.role)
+                self._where.setdefault(key, []).append((group.name, member))
+
+    def record(self, groups: ChannelGroups, keep: Mapping[str, Mask]) -> None:
+        """Record a cut that kept `keep` of `groups`, which are those of the network as the last cut left it.
+
+        Units are recognised by the rows of the weights that produce them.
+        """
+        stays = kept_positions(self.groups, self.keep)
+        gone: dict[str, list[int]] = {}
+        for name, mask in keep.items():
+            for member in groups[name].members:
+                if member.role != "produces":
+                    continue
+                for first, original in self._where.get((member.node, member.axis, member.role), ()):
+                    rows = stays.get((original.name, original.axis), np.arange(len(original.units)))
+                    lost = (member.units >= 0) & ~mask[member.units]
+                    units = original.units[rows[lost]]
+                    gone.setdefault(first, []).extend(units[units >= 0].tolist())
+        for name, lost_units in gone.items():
+            old = self.keep.get(name, np.ones(self.groups[name].units, bool)).copy()
+            old[lost_units] = False
+            self.keep[name] = old

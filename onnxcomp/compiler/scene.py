@@ -1,0 +1,155 @@
+"""What a choice of channels starts from: a model, its open channel groups, and in which order their units can be spared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_groups
+from onnxcomp.analysis.cost import model_cost
+from onnxcomp.analysis.cutcost import CutCost, Keep
+from onnxcomp.compiler.budget import Ladder, Limits
+from onnxcomp.compiler.damage import biases_to_come
+from onnxcomp.compiler.ladders import blank_ladders, obs_waves, ranked_ladders, statistics_waves
+from onnxcomp.compiler.passbase import Context, PassLog
+from onnxcomp.compiler.scores import SCORED, score_groups
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.moments import Moments
+from onnxcomp.runtime.observe import observe_shapes
+
+__all__ = ["Counted", "Plan", "Price", "Scene", "count_price", "open_scene", "pipeline_cost", "shapes_of"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+Mask = NDArray[np.bool_]
+Depths = Mapping[str, Sequence[int]]
+Counted = Literal["macs", "params"]
+"""What can be counted exactly without running anything."""
+Price = Callable[[Keep], float]
+"""What a model costs with only the given units kept."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units stay, by group, and which residual blocks go whole; whether the budget is met.
+
+    `estimate` is the damage foretold, as a distance of outputs (see `divergence`); None where nothing was measured.
+    """
+
+    keep: dict[str, Mask]
+    reached: bool
+    estimate: float | None = None
+    drops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model with its channel groups as one round of choosing sees it; `open` are the groups that may lose units."""
+
+    model: Model
+    groups: ChannelGroups
+    open: tuple[ChannelGroup, ...]
+    shapes: Shapes
+    limits: Limits
+    criterion: str
+    context: Context
+    log: PassLog
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Units of every open group by name."""
+        return {group.name: group.units for group in self.open}
+
+    def blank(self) -> dict[str, list[Ladder]]:
+        """Return the ladders of every open group in no particular order: how many units of each tier can go."""
+        return {group.name: blank_ladders(group) for group in self.open}
+
+    def ordered(self, depths: Depths) -> list[Ladder]:
+        """Return the ladders in the criterion's order; `depths` says how many units of each tier are to be ordered."""
+        if self.criterion == "obs":
+            waves = obs_waves(self.model, self.open, depths, self.context, self.shapes)
+            return [ladder for ladders, _ in waves for ladder in ladders]
+        return self._ranked(self.open, depths)
+
+    def ordered_waves(self, depths: Depths) -> Iterator[tuple[list[Ladder], dict[str, Moments]]]:
+        """Yield the ladders a portion at a time, with the input statistics of their readers by node name."""
+        if self.criterion == "obs":
+            yield from obs_waves(self.model, self.open, depths, self.context, self.shapes)
+            return
+        made: dict[str, list[Ladder]] = {}
+        for ladder in self._ranked(self.open, depths):
+            made.setdefault(ladder.group, []).append(ladder)
+        for wave, moments, _ in statistics_waves(self.model, self.open, depths, self.context, self.shapes):
+            yield [ladder for group in wave for ladder in made[group.name]], moments
+
+    def _ranked(self, groups: Sequence[ChannelGroup], depths: Depths) -> list[Ladder]:
+        scored = None
+        if self.criterion in SCORED:
+            cut = [group for group in groups if any(depths[group.name])]
+            scored = score_groups(self.model, self.groups, cut, self.criterion, self.context, self.shapes)
+            for note in scored.notes():
+                self.log.note(note)
+        seed = self.context.seed
+        return [
+            ladder
+            for group in groups
+            for ladder in ranked_ladders(
+                self.model, group, list(depths[group.name]), self.criterion, seed, scored
+            )
+        ]
+
+
+def open_scene(
+    model: Model,
+    excluded: Mapping[str, str],
+    limits: Limits,
+    criterion: str,
+    context: Context,
+    log: PassLog,
+    *,
+    quiet: bool = False,
+) -> Scene:
+    """Return the scene of `model`; what cannot go is recorded in `log` as skipped, unless `quiet`."""
+    shapes = shapes_of(model, context)
+    groups = channel_groups(model, shapes, excluded=excluded)
+    found: list[ChannelGroup] = []
+    skips: list[tuple[str, str]] = []
+    for group in groups:
+        if group.blocked:
+            skips.append((group.name, f"{group.units} channels stay: {group.blocked}"))
+        elif group.units == 1:
+            skips.append((group.name, "it has one channel only"))
+        else:
+            found.append(group)
+            for reason in sorted({r for r in group.reasons if r}):
+                count = sum(r == reason for r in group.reasons)
+                skips.append((group.name, f"{count} of {group.units} channels stay: {reason}"))
+    for where, reason in skips if not quiet else ():
+        log.skip(where, reason)
+    return Scene(model, groups, tuple(found), shapes, limits, criterion, context, log)
+
+
+def shapes_of(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all values of `model` for one sample."""
+    types = {v.name: np.dtype(v.dtype) for v in model.graph.inputs}
+    feeds = {name: np.zeros(shape, types[name]) for name, shape in context.input_shapes.items()}
+    return dict(observe_shapes(model, feeds, threads=context.threads, custom_op_libs=context.custom_op_libs))
+
+
+def pipeline_cost(context: Context, what: Counted) -> int:
+    """Return what the pipeline's input costs: budgets are shares of that."""
+    cost = model_cost(context.original, shapes_of(context.original, context))
+    return (cost.macs or 0) if what == "macs" else cost.parameters
+
+
+def count_price(scene: Scene, what: Counted, *, refitted: bool) -> Price:
+    """Return the exact count of `what` as a price; `refitted` counts the biases that a refit will add."""
+    biases = biases_to_come(scene.model) if refitted else []
+    cutcost = CutCost(scene.model, scene.groups, scene.shapes, biases)
+    place = 1 if what == "macs" else 0
+    # Where nothing is cut nothing is refitted.
+    untouched = CutCost(scene.model, scene.groups, scene.shapes).count({})[place]
+    return lambda keep: cutcost.count(keep)[place] if keep else untouched
