@@ -78,6 +78,14 @@ def test_networks_that_take_raw_pixels_are_fed_raw_pixels(
     assert seen == [RAW]
 
 
+def test_a_row_without_data_gives_none(shared: Path) -> None:
+    result = measure(
+        replace(MLP, options={"joint": "0"}, calibration="none"), Setting(shared, samples=8, threads=1)
+    )
+    assert result.failure is None
+    assert result.samples == 256, "as many as are made, whatever the other rows are given"
+
+
 def test_given_options_win_over_those_of_the_row_and_move_its_target() -> None:
     setting = Setting(Path(), options={"repair": "one-shot", "align": "8", "macs": "0.4"})
     assert pipeline(MLP, setting).endswith("{macs=0.4 criterion=l1 repair=one-shot align=8}")
@@ -98,6 +106,7 @@ def test_the_rows_ask_for_what_is_to_be_reached() -> None:
         "resnet20-50": (0.5, 82.5, 40),
         "resnet20-75": (0.75, 89.8, 40),
         "resnet56-50": (0.5, 90.3, 120),
+        "resnet56-50-free": (0.5, 75.0, None),
         "resnet8-75": (0.75, 83.0, None),
         "vgg9-50": (0.5, None, None),
     }
