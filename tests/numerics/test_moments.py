@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.numerics.moments import Moments, ridge
+from onnxcomp.numerics.moments import Moments, Part, ridge
 
 Array = NDArray[np.float32]
 Array64 = NDArray[np.float64]
@@ -100,6 +100,50 @@ def test_an_offset_of_ten_deviations_costs_no_precision_that_matters() -> None:
     np.testing.assert_allclose(
         collected(shifted, None, [100] * 4).covariance()[0], exact, atol=1e-4 * exact.max()
     )
+
+
+@pytest.mark.parametrize("offset", [30.0, 1e3, 1e5])
+def test_a_mean_far_above_the_deviation_loses_no_digits_of_the_covariance(offset: float) -> None:
+    """Only some rows are far off; inputs and targets alike, batch by batch and when targets are renewed."""
+    x, y = (a.astype(np.float64) for a in samples(count=3000))
+    x[:, [1, 4]] += offset
+    y[:, 2] -= offset
+    # What float32 itself leaves of the numbers is what they are.
+    x32, y32 = x.astype(np.float32), y.astype(np.float32)
+    x, y = x32.astype(np.float64), y32.astype(np.float64)
+    found = collected(x32, y32, [1000] * 3)
+    again = found.retargeted()
+    for start in (0, 1000, 2000):
+        again.add_target(x32[:, :, start : start + 1000], y32[:, :, start : start + 1000])
+    for block in range(2):
+        joint = np.cov(x[block], y[block], bias=True)
+        for each in (found, again):
+            np.testing.assert_allclose(each.covariance()[block], joint[:5, :5], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(each.cross()[block], joint[5:, :5], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(each.variance_y()[block], joint.diagonal()[5:], rtol=1e-4)
+            np.testing.assert_allclose(each.mean_x[block], x[block].mean(1), rtol=1e-7, atol=1e-6)
+            np.testing.assert_allclose(each.mean_y[block], y[block].mean(1), rtol=1e-7, atol=1e-6)
+
+
+def test_parts_taken_apart_and_merged_are_what_adding_one_after_another_gives() -> None:
+    x, y = samples()
+    halves = [(x[:, :, part], y[:, :, part]) for part in (slice(0, 150), slice(150, 400))]
+    parts, merged = [Part.of(*half) for half in halves], Moments()
+    for part in parts:
+        merged.merge(part)
+    added = collected(x, y, [150, 250])
+    for name in ("count", "sum_x", "sum_xx", "sum_y", "sum_yx", "sum_yy"):
+        np.testing.assert_array_equal(getattr(merged, name), getattr(added, name))
+
+
+def test_adding_leaves_the_samples_alone() -> None:
+    x, y = samples()
+    x[:, 0] += 1000
+    y[:, 0] += 1000
+    copies = x.copy(), y.copy()
+    collected(x, y, [400]).retargeted().add_target(x, y)
+    np.testing.assert_array_equal(x, copies[0])
+    np.testing.assert_array_equal(y, copies[1])
 
 
 # --- ridge -----------------------------------------------------------------------------------------------------------
