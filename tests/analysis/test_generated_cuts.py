@@ -11,6 +11,10 @@ from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.cutcost import CutCost
 from onnxcomp.testing import assert_valid, check_cut
 from tests.support.graphs import BLOCKS, TAILS, Plan, build, plans
+from tests.support.structures import EVERY_BLOCK, STRUCTURES
+
+OVER_CHANNELS = {("layer-norm", 3), ("layer-norm", 6), ("other-norms", 4), ("arg-max", 5)}
+"""Blocks whose number makes them work over the channels, which must then stay."""
 
 QUIET = settings(
     deadline=None,
@@ -25,7 +29,7 @@ def hold(plan: Plan, seed: int) -> None:
 
     What it costs then must be what was foretold before it was cut.
     """
-    model = build(plan)
+    model = build(plan, EVERY_BLOCK)
     assert_valid(model)
     assume(any(group.blocked is None for group in channel_groups(model)))
     try:
@@ -61,3 +65,32 @@ def test_every_block_can_be_cut_before_every_tail(block: str, tail: str) -> None
         model = build(Plan(((block, number, 1), ("activation", 3, 1), ("conv", 5, 1)), tail, number))
         cut = check_cut(model, number, batches=(2,), regimes=("normal",))
         assert sum(group.blocked is None for group in cut.groups) >= 2
+
+
+# --- all structures --------------------------------------------------------------------------------------------------
+@given(plans(6, tuple(EVERY_BLOCK)), st.integers(0, 99))
+@settings(QUIET, max_examples=150)
+def test_a_random_network_of_every_structure_cut_at_random_equals_its_masked_self(
+    plan: Plan, seed: int
+) -> None:
+    hold(plan, seed)
+
+
+@pytest.mark.slow
+@given(plans(12, tuple(EVERY_BLOCK)), st.integers(0, 9999))
+@settings(QUIET, max_examples=800)
+def test_many_larger_random_networks_of_every_structure_equal_their_masked_selves(
+    plan: Plan, seed: int
+) -> None:
+    hold(plan, seed)
+
+
+@pytest.mark.parametrize("block", STRUCTURES)
+def test_every_structure_can_be_cut_before_every_tail(block: str) -> None:
+    """A structure lets the channels before it go, and those behind it, whatever the network ends in."""
+    for number, tail in enumerate(TAILS, 1):
+        model = build(
+            Plan(((block, number, 1), ("activation", 3, 1), ("conv", 5, 1)), tail, number), EVERY_BLOCK
+        )
+        cut = check_cut(model, number, batches=(2,), regimes=("normal",))
+        assert sum(group.blocked is None for group in cut.groups) >= 2 - ((block, number) in OVER_CHANNELS)

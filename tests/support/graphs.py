@@ -6,7 +6,7 @@ a network. Weights depend on the plan and the seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnxcomp.ir.graph import Array, Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
 
-__all__ = ["BLOCKS", "TAILS", "Plan", "build", "plans"]
+__all__ = ["BLOCKS", "TAILS", "Block", "Builder", "Feature", "Plan", "build", "plans"]
 
 ACTIVATIONS = ("Relu", "Sigmoid", "HardSigmoid", "Softplus", "Tanh", "HardSwish", "LeakyRelu", "Elu")
 """Half of them are not zero at zero."""
@@ -299,12 +299,12 @@ def _tail(b: Builder, tail: str) -> tuple[Variable, tuple[int, ...]]:
             return b.node("MatMul", b.weight(5, x.channels), flat), (5, x.size**2)
 
 
-def build(plan: Plan) -> Model:
-    """Return the network of `plan`: a convolution, its blocks, its tail."""
+def build(plan: Plan, blocks: Mapping[str, Block] = BLOCKS) -> Model:
+    """Return the network of `plan`: a convolution, its blocks as `blocks` knows them, its tail."""
     builder = Builder(plan.seed)
     _conv(builder, builder.last, 6)
     for name, number, choice in plan.blocks:
-        BLOCKS[name](builder, builder.pick(choice), number)
+        blocks[name](builder, builder.pick(choice), number)
     result, shape = _tail(builder, plan.tail)
     result.dtype, result.shape = np.dtype(np.float32), ("N", *shape)
     builder.graph.outputs.append(result)

@@ -53,7 +53,7 @@ def _decoder(b: Builder, x: Feature, number: int) -> None:
 def _pixel_shuffle(b: Builder, x: Feature, number: int) -> None:
     if x.size % 2 or x.size < 4:
         return
-    count = 1 + number % 4
+    count = 2 + number % 3
     small = b.node("Conv", x.value, b.weight(4 * count, x.channels, 2, 2), strides=[2, 2])
     mode = ("DCR", "CRD")[number % 2]
     b.add(b.node("DepthToSpace", small, blocksize=2, mode=mode), count, x.size)
@@ -62,7 +62,7 @@ def _pixel_shuffle(b: Builder, x: Feature, number: int) -> None:
 def _pixel_shuffle_in_parts(b: Builder, x: Feature, number: int) -> None:
     if x.size % 2 or x.size < 4:
         return
-    count, half = 1 + number % 4, x.size // 2
+    count, half = 2 + number % 3, x.size // 2
     small = b.node("Conv", x.value, b.weight(4 * count, x.channels, 2, 2), strides=[2, 2])
     crd = number % 2
     wide = _int(0, count, 2, 2, half, half) if crd else _int(0, 2, 2, count, half, half)
@@ -153,7 +153,9 @@ def _spread_mask(b: Builder, x: Feature, number: int) -> None:
     image = b.features[0]
     if image.size != x.size:
         return
-    mask = b.node("Sigmoid", b.conv(image, 1, 1)) if number % 2 else b.node("ReduceMean", image.value, axes=[1])
+    mask = (
+        b.node("Sigmoid", b.conv(image, 1, 1)) if number % 2 else b.node("ReduceMean", image.value, axes=[1])
+    )
     if number % 3 == 0:
         wide = b.node("Expand", mask, b.node("Shape", x.value))
     elif number % 3 == 1:
@@ -184,7 +186,7 @@ def _limits(b: Builder, x: Feature, number: int) -> None:
 def _arg_max(b: Builder, x: Feature, number: int) -> None:
     axis = 1 if number % 5 == 0 else 2
     place = b.node("Cast", b.node("ArgMax", x.value, axis=axis), to=1)
-    b.add(b.node("Add", x.value, b.node("Mul", place, np.float32(0.1))), x.channels, x.size)
+    b.add(b.node("Add", x.value, b.node("Mul", place, np.array(0.1, np.float32))), x.channels, x.size)
 
 
 def _computed_shuffle(b: Builder, x: Feature, number: int) -> None:
@@ -206,11 +208,11 @@ def _quantized(b: Builder, x: Feature, number: int) -> None:
     per_group = 1 if depthwise else x.channels
     stored = b.rng.integers(-100, 100, (filters, per_group, 3, 3)).astype(np.int8)
     count = (filters,) if per_channel else ()
-    scale = np.full(count, 0.01 / np.sqrt(per_group), np.float32) * b.rng.uniform(0.5, 1.5, count or None)
-    zero = b.rng.integers(-9, 9, count).astype(np.int8)
-    weight = b.node("DequantizeLinear", stored, scale.astype(np.float32), zero, axis=0)
+    scale = np.asarray(b.rng.uniform(0.005, 0.015, count) / np.sqrt(per_group), np.float32)
+    zero = np.asarray(b.rng.integers(-9, 9, count), np.int8)
+    weight = b.node("DequantizeLinear", stored, scale, zero, axis=0)
     ints = b.rng.integers(-50, 50, filters).astype(np.int32)
-    bias = b.node("DequantizeLinear", ints, scale.astype(np.float32), axis=0)
+    bias = b.node("DequantizeLinear", ints, scale, axis=0)
     group = x.channels if depthwise else 1
     b.add(b.node("Conv", x.value, weight, bias, group=group, pads=[1] * 4), filters, x.size)
 
@@ -218,10 +220,10 @@ def _quantized(b: Builder, x: Feature, number: int) -> None:
 def _quantized_values(b: Builder, x: Feature, number: int) -> None:
     """Activations quantized per channel, coarsely enough to show a wrong scale."""
     count = (x.channels,) if number % 2 else ()
-    scale = b.rng.uniform(0.02, 0.1, count).astype(np.float32) if count else np.float32(0.05)
-    zero = np.full(count, 128, np.uint8) if count else np.uint8(120)
-    quantized = b.node("QuantizeLinear", x.value, np.asarray(scale), np.asarray(zero), axis=1)
-    b.add(b.node("DequantizeLinear", quantized, np.asarray(scale), np.asarray(zero), axis=1), x.channels, x.size)
+    scale = b.rng.uniform(0.02, 0.1, count).astype(np.float32) if count else np.array(0.05, np.float32)
+    zero = np.full(count, 128, np.uint8) if count else np.array(120, np.uint8)
+    quantized = b.node("QuantizeLinear", x.value, scale, zero, axis=1)
+    b.add(b.node("DequantizeLinear", quantized, scale, zero, axis=1), x.channels, x.size)
 
 
 def _wrapped(b: Builder, x: Feature, number: int) -> None:
@@ -230,7 +232,9 @@ def _wrapped(b: Builder, x: Feature, number: int) -> None:
     if number % 3 == 0:
         weight = b.node("Cast", np.asarray(weight, np.float16), to=1)
     elif number % 3 == 1:
-        weight = b.node("Transpose", np.ascontiguousarray(np.asarray(weight).swapaxes(0, 1)), perm=[1, 0, 2, 3])
+        weight = b.node(
+            "Transpose", np.ascontiguousarray(np.asarray(weight).swapaxes(0, 1)), perm=[1, 0, 2, 3]
+        )
     else:
         weight = b.node("Identity", weight)
     b.add(b.node("Conv", x.value, weight), filters, x.size)
