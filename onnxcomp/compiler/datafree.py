@@ -113,7 +113,7 @@ def make_samples(model: Model, context: Context) -> Made:
     rows = _have_rows(model)
     count = _count(main, shapes[main.name])
     others = {
-        v.name: rng.standard_normal((count, *_sample(v, shapes, rows)), np.float32)
+        v.name: rng.standard_normal((count, *_sample(v, shapes, rows)), np.float32).astype(v.dtype)
         for v in model.graph.inputs
         if v is not main
     }
@@ -188,11 +188,15 @@ class _Maker:
             return None, "the model has no BatchNormalization that would tell what it was trained on"
         if self.model.weight_bytes >= PIECE_LIMIT or self.main.dtype != np.float32:
             return None, "a model that is so large, or whose values are not float32, is not run backwards"
+        found = adjoint(self.model, self.main.name, list(self.goals), self.shapes)
+        if not found.sites:
+            return None, "no BatchNormalization depends on this input"
         try:
-            found = adjoint(self.model, self.main.name, list(self.goals), self.shapes)
-            return _Statistics(found, self.goals, self.shapes, self.context, self.main, self.others), ""
+            statistics = _Statistics(found, self.goals, self.shapes, self.context, self.main, self.others)
+            statistics.measure(np.zeros((statistics.fixed, *self.shape), np.float32))
         except SessionError as problem:
             return None, f"the model cannot be run backwards: {problem}"
+        return statistics, ""
 
     def _draw(
         self, family: Family, range_: tuple[float, float], count: int, rng: np.random.Generator
@@ -229,13 +233,14 @@ class _Maker:
         return best[1:] if best is not None else (FAMILIES[0], RANGES[0])
 
     def _descend(self, statistics: _Statistics, samples: Array) -> tuple[Array, tuple[float, float]]:
-        """Return `samples` after the descent, and how far their statistics are off.
+        """Return `samples` after the descent, and how far their statistics are off; as they were, if it led nowhere.
 
-        The statistics are those of all samples, which the step before has left: one run back and forth does for both.
+        A step goes by the statistics that the step before has left: one run back and forth does for both.
         """
         rate = RATE * float(samples.std()) if samples.std() > 0 else RATE
-        descent = Descent(samples, rate)
+        descent, drawn = Descent(samples, rate), samples
         found, _ = statistics.measure(samples)
+        start = statistics.distance(found)
         for step in range(STEPS):
             self.context.progress("making samples", step, STEPS)
             found, gradient = statistics.measure(samples, statistics.pulls(found))
@@ -246,7 +251,11 @@ class _Maker:
             samples = samples + descent.step(gradient)
         self.context.progress("making samples", STEPS, STEPS)
         found, _ = statistics.measure(samples)
-        return np.ascontiguousarray(samples), statistics.distance(found)
+        end = statistics.distance(found)
+        # Written such that numbers which are none count as nowhere.
+        if not sum(end) < sum(start):
+            return drawn, start
+        return np.ascontiguousarray(samples), end
 
 
 class _Statistics:

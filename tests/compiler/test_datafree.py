@@ -177,6 +177,17 @@ def test_feeds_without_a_common_axis_of_samples_are_whole() -> None:
     assert "noise" in made.note
 
 
+def test_a_normalization_that_the_input_does_not_reach_is_of_no_use() -> None:
+    model = parse_model(
+        net(
+            "(float[N,6] x) => (float[N,6] y)",
+            "float[1,6] k, float[6] s, float[6] o, float[6] m, float[6] v = {1,2,1,0.5,1,1}",
+            "t = Exp(k) b = BatchNormalization(t, s, o, m, v) y = Add(x, b)",
+        )
+    )
+    assert made_for(model, {"x": (1, 6)}).note.endswith("no BatchNormalization depends on this input")
+
+
 def test_half_precision_is_drawn_and_not_fitted() -> None:
     model = parse_model(
         net(
