@@ -35,8 +35,8 @@ def _concat(flow: Flow, node: Node) -> list[Labels]:
     across = {a for part in (computed or parts) for a in part.axes} - {axis}
     # A stored part is cut along the axes along which computed ones have channels, and is whole along the others.
     flat = [flow.map.flatten(p.ids, set(p.axes) - across - {axis}) for p in parts]
-    if not across:
-        sides = [1] * len(shape)
+    if not across or any(axis in part.axes for part in computed):
+        sides = [shape[a] if a in across else 1 for a in range(len(shape))]
         whole = [
             np.broadcast_to(ids, [*sides[:axis], p.shape[axis], *sides[axis + 1 :]])
             for ids, p in zip(flat, parts, strict=True)
