@@ -11,18 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.gathering import (
+    Columns,
+    Gathered,
+    Sampled,
+    collect_moments,
+    forgiven,
+    sample,
+    sample_positions,
+)
 from onnxcomp.compiler.joint import Batch, Pair, Weights, refine
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.graph import Constant, Node, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
-from onnxcomp.runtime.capture import Frontier, Spool, batch_size, stream_values
+from onnxcomp.runtime.capture import Frontier, Spool, batch_size
 
 __all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "too_wide", "walk"]
 
@@ -35,14 +45,6 @@ RIDGE = 1e-3
 
 RIDGE_FLOOR = 1e-4
 """The least ridge strength: covariances of dead channels are singular."""
-
-NEIGHBOURS = 8
-"""So many neighbouring output positions tell about as much as one: with fewer truly independent samples than inputs the
-weights lean on what they were. Cross-validated strengths on ResNet-20 followed `inputs / independent samples`."""
-
-POSITIONS = 256
-"""Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
-
 
 WIDEST = 4700
 """Wider inputs are not refitted, and are selected by their channels alone: memory grows with the square (4608: 170 MB)."""
@@ -153,11 +155,12 @@ def walk(
             # What a refinement will change again need not be sharpened first.
             again = not anew and (link is not None or site.name in producers)
             solver = _leave if again else solve
-            moments, solution = _visit(stop, old, new, solver, rounds if link is None and not again else 0)
+            sharpen = rounds if link is None and not again else 0
+            moments, solution = _visit(stop, old, new, solver, sharpen, context.threads)
             if link is not None and (solution is not None or again):
                 inputs = (seen.pop(link.producer.node.name), moments)
                 _refine_pair(stop, link, inputs, old, new, joint, context.threads)
-                moments, solution = _visit(stop, old, new, solve, rounds)
+                moments, solution = _visit(stop, old, new, solve, rounds, context.threads)
             if link is not None:
                 new.release(link.producer.input)
             if site.name in producers:
@@ -181,16 +184,13 @@ class _Stop:
     other: str | None
     seed: int
 
-    def columns(
-        self, was: Mapping[str, Array], now: Mapping[str, Array], rng: np.random.Generator
-    ) -> _Columns:
+    def columns(self, sampled: Sampled) -> Columns:
         """Return the columns of one batch, from the values of both networks."""
-        node = self.node
-        target, other = self.target(was, now)
-        x = _float32(now[node.input])
-        chosen = sample_positions(node.positions(x), rng)
+        node, chosen = self.node, sampled.positions
+        target, other = self.target(sampled.was, sampled.now)
         added: Array = np.zeros((1, 1, 1), np.float32) if other is None else node.columns_out(other, chosen)
-        return _Columns(node.columns_in(x, chosen), node.columns_out(target, chosen), added)
+        x = _float32(sampled.now[node.input])
+        return Columns(node.columns_in(x, chosen), node.columns_out(target, chosen), added)
 
     def target(self, was: Mapping[str, Array], now: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """Return the wanted output, corrected, and what is added to it afterwards, in float32 whatever the model's type."""
@@ -205,20 +205,11 @@ class _Stop:
         return np.random.default_rng([self.seed, *self.site.name.encode()])
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Columns of one batch: input x, wanted output y, and what a residual addition adds to the output."""
-
-    x: Array
-    y: Array
-    added: Array
-
-
 def _visit(
-    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int
+    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int, threads: int
 ) -> tuple[Moments, Solution | None]:
     """Solve at `stop` and install what comes back."""
-    moments, solution = _solve_at(stop, old, new, solve, rounds)
+    moments, solution = _solve_at(stop, old, new, solve, rounds, threads)
     if solution is not None:
         stop.node.install(new.model, solution.matrix, solution.bias, "refit")
     return moments, solution
@@ -265,51 +256,31 @@ def _float32(array: Array) -> Array:
 
 
 def _solve_at(
-    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int
+    stop: _Stop, old: Frontier, new: Frontier, solve: Solver, rounds: int, threads: int
 ) -> tuple[Moments, Solution | None]:
     """Advance both frontiers to `stop`, solve, and sharpen the solution where an activation follows."""
     node = stop.node
     wanted_old = [node.output, *([stop.other] if stop.other else [])]
     wanted_new = [node.input, *([stop.other] if stop.other else [])]
-    moments, rng, independent = Moments(), stop.rng(), 0.0
-    for was, now in zip(old.advance(wanted_old), new.advance(wanted_new), strict=True):
-        batch = stop.columns(was, now, rng)
-        moments.add(batch.x, batch.y)
-        x = now[node.input]
-        independent += len(x) * max(1.0, node.positions(x) / NEIGHBOURS)
+    bounds = _activation_bounds(node.node, new.model, stop.other) if node.has_bias and rounds else None
+    seen = Gathered(stop.columns, threads, keep=bounds is not None)
+    sampled = sample(zip(old.advance(wanted_old), new.advance(wanted_new), strict=True), node, stop.rng())
+    moments, independent = seen.first(sampled)
     solution = solve(Visit(stop.site, node, moments, independent))
-    bounds = _activation_bounds(node.node, new.model, stop.other)
-    if bounds is None or not node.has_bias:
+    if bounds is None:
         return moments, solution
     for _ in range(rounds):
         if solution is None:
             break
-        again, rng = moments.retargeted(), stop.rng()
-        for was, now in zip(old.again(wanted_old), new.again(wanted_new), strict=True):
-            batch = stop.columns(was, now, rng)
-            again.add_target(batch.x, _forgiven(batch, solution, bounds))
+        rest = zip(old.again(wanted_old, seen.held), new.again(wanted_new, seen.held), strict=True)
+        again = seen.retargeted(moments, rest, partial(_forgiven, solution=solution, bounds=bounds))
         solution = solve(Visit(stop.site, node, again, independent))
     return moments, solution
 
 
-def _forgiven(batch: _Columns, solution: Solution, bounds: tuple[float, float]) -> Array:
-    """Return targets that forgive what the following activation cuts off.
-
-    Where the original's sum lies beyond a bound, any output beyond it is as good: the target is the output itself there,
-    or the bound where the output lies inside. Minimising the squared distance to these targets, again and again, never
-    increases the error after the activation (majorisation; compare Zhang 2015, "Accelerating very deep convolutional
-    networks", section 3.2 on the nonlinear case).
-    """
-    low, high = bounds
-    assert solution.bias is not None
-    bias = solution.bias.reshape(*solution.matrix.shape[:2], 1).astype(np.float32)
-    made = solution.matrix.astype(np.float32) @ batch.x + bias + batch.added
-    wanted = batch.y + batch.added
-    forgiven = np.where(wanted <= low, np.minimum(made, low), wanted)
-    if high < np.inf:
-        forgiven = np.where(wanted >= high, np.maximum(made, high), forgiven)
-    result: Array = forgiven - batch.added
-    return result
+def _forgiven(columns: Columns, solution: Solution, bounds: tuple[float, float]) -> Array:
+    assert solution.bias is not None, "only nodes with a bias are sharpened"
+    return forgiven(columns, solution.matrix, solution.bias, bounds)
 
 
 def _activation_bounds(node: Node, model: Model, other: str | None) -> tuple[float, float] | None:
@@ -334,13 +305,6 @@ def too_wide(node: LinearNode) -> str | None:
     """Return why `node` cannot be refitted, or None: its covariance has the square of its inputs' width."""
     width = node.matrix().shape[2]
     return f"its {width} inputs are more than the {WIDEST} that can be refitted" if width > WIDEST else None
-
-
-def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS) -> Rows | None:
-    """Return `most` of `total` output positions, ascending, or None for all where there are no more."""
-    if total <= most:
-        return None
-    return np.sort(rng.choice(total, most, replace=False))
 
 
 def _missed(moments: Moments, solution: Solution, centred: bool) -> float:
@@ -406,44 +370,3 @@ def _other_branch(
     if shapes.get(other) is None or shapes.get(other) != shapes.get(node.output.name):
         return None
     return None if any(n.name in unvisited for n in new.pending([other])) else other
-
-
-def collect_moments(
-    model: Model,
-    nodes: Sequence[LinearNode],
-    context: Context,
-    shapes: Mapping[str, tuple[int, ...]],
-    what: str,
-    *,
-    channelwise: Mapping[str, int] | None = None,
-) -> dict[str, Moments]:
-    """Return the input moments of `nodes` in `model` on the calibration samples, from one streamed run.
-
-    For nodes named in `channelwise` they are those of that many channels, not of all columns that a channel has.
-    """
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
-    found = {node.node.name: Moments() for node in nodes}
-    names = list(dict.fromkeys(node.input for node in nodes))
-    size = batch_size(shapes, names)
-    total = len(samples)
-    rng = np.random.default_rng(context.seed)
-    stream = stream_values(
-        model,
-        names,
-        samples,
-        size,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
-        progress=lambda done: context.progress(what, done, total),
-    )
-    for values in stream:
-        for node in nodes:
-            x = values[node.input]
-            channels = (channelwise or {}).get(node.node.name)
-            if channels is not None:
-                columns = node.channels_in(x, channels, rng)
-            else:
-                columns = node.columns_in(x, sample_positions(node.positions(x), rng))
-            found[node.node.name].add(columns)
-    return found

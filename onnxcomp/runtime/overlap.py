@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["in_order", "workers"]
+__all__ = ["in_order", "share", "workers"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,8 +19,16 @@ MOST = 4
 
 def workers(threads: int) -> int:
     """Return how many batches to work on at once where the user allows `threads` (0: all cores)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(threads or cores, MOST))
+    return max(1, min(threads or _cores(), MOST))
+
+
+def share(threads: int) -> int:
+    """Return how many threads each of the `workers` may use, so that all together use no more than `threads`."""
+    return max(1, (threads or _cores()) // workers(threads))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(

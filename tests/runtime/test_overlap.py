@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Iterator
 
 import pytest
 
-from onnxcomp.runtime.overlap import MOST, in_order, workers
+from onnxcomp.runtime.overlap import MOST, in_order, share, workers
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -122,3 +123,5 @@ def test_workers_are_as_many_as_threads_are_allowed_and_never_many() -> None:
     assert workers(2) == 2
     assert workers(64) == MOST
     assert 1 <= workers(0) <= MOST
+    assert [share(n) for n in (1, 2, MOST, 2 * MOST)] == [1, 1, 1, 2]
+    assert workers(0) * share(0) <= (os.cpu_count() or 1)
