@@ -14,6 +14,9 @@ from onnxcomp.ir.model import Model
 
 __all__ = ["ConvKind", "Maker"]
 
+_INPUT = "onnxcomp.made"
+"""Of a made graph; no network that is timed beside it has an input of that name."""
+
 
 @dataclass(frozen=True)
 class ConvKind:
@@ -53,29 +56,37 @@ class Maker:
         self._functions = model.functions
         self._seed = seed
 
-    def conv(self, kind: ConvKind, read: int, made: int, copies: int) -> Model:
+    def reference(self) -> Model:
+        """Return a model that stands for the speed of the machine: an ordinary convolution of some ten microseconds."""
+        return self.conv(ConvKind((16, 16), (3, 3), (("pads", (1, 1, 1, 1)),), False), 64, 64, 1)
+
+    def conv(self, kind: ConvKind, read: int, made: int, copies: int, behind: int = 0) -> Model:
         """Return `copies` convolutions of one input, from `read` to `made` channels, whose results are added up.
 
         That is how onnxruntime runs the convolution in front of a residual addition: the addition is part of it. An
-        activation ends the chain, which becomes part of the last one.
+        activation ends the chain, which becomes part of the last one. With `behind`, each reads what a convolution of
+        1x1 makes of that many channels.
         """
-        graph, x = self._graph((1, read, *kind.size))
+        graph, x = self._graph((1, behind or read, *kind.size))
         rng = np.random.default_rng(self._seed)
         shape = (made, 1 if kind.depthwise else read, *kind.kernel)
         group = read if kind.depthwise else 1
         total: Variable | None = None
         for number in range(copies):
-            weight = rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
+            value = x
+            if behind:
+                mixed = self._weight(rng, (read, behind, 1, 1))
+                value = self._add(graph, "Conv", [x, graph.add_constant(f"m{number}", mixed)])
+            weight = self._weight(rng, shape)
             inputs: list[Variable | Constant] = [
-                x,
-                self._stored(graph, f"w{number}", weight),
-                self._stored(graph, f"b{number}", weight[:, 0, 0, 0]),
+                value,
+                graph.add_constant(f"w{number}", weight),
+                graph.add_constant(f"b{number}", weight[:, 0, 0, 0]),
             ]
             attrs = {n: list(v) if isinstance(v, tuple) else v for n, v in kind.attrs}
-            made_here = self._add(
-                graph, "Conv", inputs, {**attrs, "kernel_shape": list(kind.kernel), "group": group}
-            )
-            total = made_here if total is None else self._add(graph, "Add", [total, made_here])
+            attrs |= {"kernel_shape": list(kind.kernel), "group": group}
+            result = self._add(graph, "Conv", inputs, attrs)
+            total = result if total is None else self._add(graph, "Add", [total, result])
         assert total is not None
         return self._finish(graph, self._add(graph, "Relu", [total]))
 
@@ -92,7 +103,7 @@ class Maker:
         graph, value = self._graph((1, channels, side, side))
         weight = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
         for number in range(copies + 1):
-            value = self._add(graph, "Conv", [value, self._stored(graph, f"w{number}", weight)])
+            value = self._add(graph, "Conv", [value, graph.add_constant(f"w{number}", weight)])
             if between and number < copies:
                 value = self._add(graph, "Neg", [value])
         return self._finish(graph, value)
@@ -109,7 +120,7 @@ class Maker:
             if value.name in twins:
                 continue
             if isinstance(value, Constant):
-                twins[value.name] = self._stored(graph, value.name, value.values)
+                twins[value.name] = graph.add_constant(value.name, value.values)
             else:
                 dtype = np.dtype(value.dtype or np.float32)
                 twins[value.name] = made = Variable(value.name, dtype, shapes[value.name])
@@ -124,12 +135,12 @@ class Maker:
     # --- pieces -------------------------------------------------------------------------------------------------
     def _graph(self, shape: Sequence[int]) -> tuple[Graph, Variable]:
         graph = Graph("made", opset=self._imports.get("", 17))
-        x = Variable("x", np.dtype(np.float32), tuple(shape))
+        x = Variable(_INPUT, np.dtype(np.float32), tuple(shape))
         graph.inputs.append(x)
         return graph, x
 
-    def _stored(self, graph: Graph, name: str, values: Array) -> Constant:
-        return graph.add_constant(name, values)
+    def _weight(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
 
     def _add(
         self,

@@ -34,13 +34,14 @@ __all__ = ["Kernel", "KernelTimes", "Timer", "clock"]
 
 Kernel: TypeAlias = Literal["single", "blocks", "plain"]
 Timer: TypeAlias = Callable[[Sequence[Model], Mapping[str, tuple[int, ...]], float], list[float]]
-"""Takes models, the shapes of their inputs and about how many seconds to spend; returns milliseconds of one run of each."""
+"""Takes models, shapes of inputs that do not declare theirs, and about how many seconds to spend; returns milliseconds of one
+run of each, taken in turns."""
 
 COPIES = 3
 """Operators in a made graph; what they take beyond one copy is counted."""
 
-_SECONDS = 0.012
-"""Time spent on one point of a table: some dozens of runs of an ordinary layer."""
+_SECONDS = 0.04
+"""Time spent on one point of a table: some hundred runs of an ordinary layer, of which the fastest counts."""
 
 _SMALL, _LARGE = 2048, 65536
 """Elements at which what moves data is timed; times of other sizes are drawn from these two."""
@@ -62,28 +63,34 @@ def clock(
         SessionError: where one does not load or run.
     """
     sessions = {
-        str(number): Session(model, threads=1, custom_op_libs=custom_op_libs)
-        for number, model in enumerate(models)
+        str(n): Session(model, threads=1, custom_op_libs=custom_op_libs) for n, model in enumerate(models)
     }
-    feeds = {str(number): noise(model, dict(shapes), 0) for number, model in enumerate(models)}
+    feeds = {
+        str(n): noise(model, {v.name: shapes.get(v.name) or v.shape for v in model.graph.inputs}, 0)
+        for n, model in enumerate(models)
+    }
     return [1000 * found for found in fastest(sessions, feeds, seconds=seconds).values()]
 
 
 class KernelTimes:
     """Milliseconds of operators, from `context.timings`; what is not there is timed by `timer` on made graphs of `maker`.
 
-    `expected` is how many points will about be timed, for the progress line.
+    The machine may be faster or slower from one moment to the next. So the maker's reference is timed beside everything,
+    and every time is brought to the moment when the reference took `pace` milliseconds. `expected` is how many points will
+    about be timed, for the progress line.
     """
 
-    def __init__(self, context: Context, maker: Maker, timer: Timer, expected: int = 1) -> None:
+    def __init__(self, context: Context, maker: Maker, timer: Timer, pace: float, expected: int = 1) -> None:
         self._timings = context.timings
         self._progress = context.progress
         self._maker = maker
         self._timer = timer
+        self._pace = pace
+        self._reference = maker.reference()
         self._expected = expected
         self._timed = 0
         self._blocks: int | None = None
-        self._convs: dict[tuple[ConvKind, int, int], float] = {}
+        self._convs: dict[tuple[ConvKind, int, int, bool], float] = {}
         self._lines: dict[str, tuple[float, float]] = {}
 
     @property
@@ -93,6 +100,11 @@ class KernelTimes:
             self._blocks = round(self._timings.get("channels per block", self._find_block))
         return self._blocks
 
+    @property
+    def empty(self) -> float:
+        """The milliseconds of a run over one operator and one number."""
+        return self._timings.get("one run", lambda: self._time([self._maker.moves(1, 1)], "one run")[0])
+
     def kernel(self, kind: ConvKind, read: int) -> Kernel:
         """Return the kernel of a convolution that reads `read` channels."""
         if kind.depthwise:
@@ -101,11 +113,14 @@ class KernelTimes:
             return "single"
         return "plain" if read % 4 else "blocks"
 
-    def conv(self, kind: ConvKind, read: int, made: int) -> float:
-        """Return the milliseconds of a convolution from `read` to `made` channels; 0 without channels."""
-        key = (kind, read, made)
+    def conv(self, kind: ConvKind, read: int, made: int, *, unpack: bool = False) -> float:
+        """Return the milliseconds of a convolution from `read` to `made` channels; 0 without channels.
+
+        With `unpack` it reads plain numbers that lie in blocks, and bringing them out of there is part of it.
+        """
+        key = (kind, read, made, unpack)
         if key not in self._convs:
-            self._convs[key] = self._draw_conv(kind, read, made) if read and made else 0.0
+            self._convs[key] = self._draw_conv(kind, read, made, unpack) if read and made else 0.0
         return self._convs[key]
 
     def move(self, elements: float) -> float:
@@ -131,12 +146,12 @@ class KernelTimes:
         return self._timings.get(key, measure)
 
     # --- drawing ------------------------------------------------------------------------------------------------
-    def _draw_conv(self, kind: ConvKind, read: int, made: int) -> float:
+    def _draw_conv(self, kind: ConvKind, read: int, made: int, unpack: bool) -> float:
         kernel, block = self.kernel(kind, read), self.block
         if kind.depthwise:
             fringe = block // 2 if kernel == "plain" else 0
             return sum(
-                share * self._point(kind, count - fringe, count - fringe)
+                share * self._point(kind, count - fringe, count - fringe, unpack)
                 for count, share in _between(read + fringe, self._counts())
             )
         if kernel == "single":
@@ -154,17 +169,22 @@ class KernelTimes:
             mades = _between(made, [1, block // 2, *self._counts()])
         else:
             mades = _between(_up(made, block), self._counts())
-        return max(0.0, sum(s * t * self._point(kind, i, o) for i, s in reads for o, t in mades))
+        return max(0.0, sum(s * t * self._point(kind, i, o, unpack) for i, s in reads for o, t in mades))
 
     def _counts(self) -> list[int]:
         return [step * self.block for step in _STEPS]
 
-    def _point(self, kind: ConvKind, read: int, made: int) -> float:
-        key = f"{kind} {read}->{made}"
+    def _point(self, kind: ConvKind, read: int, made: int, unpack: bool) -> float:
+        behind = self.block if unpack else 0
+        key = f"{kind} {read}->{made}{' out of blocks' if unpack else ''}"
 
         def measure() -> float:
-            few, many = (self._maker.conv(kind, read, made, copies) for copies in (1, COPIES))
-            return self._difference(few, many, COPIES - 1, key)
+            few, many = (self._maker.conv(kind, read, made, copies, behind) for copies in (1, COPIES))
+            both = self._difference(few, many, COPIES - 1, key)
+            if not unpack:
+                return both
+            before = ConvKind(kind.size, (1, 1), (), False)
+            return max(0.0, both - self._point(before, behind, _up(read, behind), False))
 
         return self._timings.get(key, measure)
 
@@ -179,12 +199,16 @@ class KernelTimes:
         return start + slope * elements
 
     # --- timing -------------------------------------------------------------------------------------------------
-    def _difference(self, few: Model, many: Model, copies: int, key: str) -> float:
-        """Return what one of the `copies` takes that `many` has beyond `few`."""
+    def _time(self, models: Sequence[Model], key: str) -> list[float]:
+        """Return the milliseconds of `models`, as they were when the reference took its pace."""
         self._timed += 1
         self._progress(f"timing {key}", self._timed, max(self._expected, self._timed))
-        shapes = {v.name: tuple(int(s) for s in v.shape or ()) for v in many.graph.inputs}
-        short, long = self._timer([few, many], shapes, _SECONDS)
+        *times, now = self._timer([*models, self._reference], {}, _SECONDS)
+        return [time * self._pace / now for time in times]
+
+    def _difference(self, few: Model, many: Model, copies: int, key: str) -> float:
+        """Return what one of the `copies` takes that `many` has beyond `few`."""
+        short, long = self._time([few, many], key)
         return max(0.0, long - short) / copies
 
     def _time_moves(self, elements: int) -> float:
@@ -203,8 +227,7 @@ class KernelTimes:
         """Return how many channels can be made in the time of one."""
         kind = ConvKind((14, 14), (3, 3), (("pads", (1, 1, 1, 1)),), False)
         models = [self._maker.conv(kind, 64, made, COPIES) for made in (16, 8, 4)]
-        shapes = {"x": (1, 64, *kind.size)}
-        sixteen, eight, four = self._timer(models, shapes, 10 * _SECONDS)
+        sixteen, eight, four = self._time(models, "channels per block")
         return 16 if eight > 0.75 * sixteen else 8 if four > 0.75 * eight else 4
 
 

@@ -29,6 +29,9 @@ __all__ = ["LatencyPrice", "measured_ratio", "structure"]
 _NETWORK_SECONDS = 1.0
 """Time spent on the whole networks, which all estimates lean on."""
 
+_TRUST = 1.15
+"""How far the tables may be off by a common factor."""
+
 
 @dataclass
 class _Value:
@@ -58,7 +61,10 @@ class LatencyPrice:
     """Milliseconds of `model` as a function of the units kept: batch 1, one thread, at the sizes of `shapes`.
 
     `whole` is what the model takes that the pipeline received, `full` what `model` takes as it is; both are measured.
-    `of` is an estimate: `full`, and the difference that the tables see. `timer` stands for the clock.
+    `of` is an estimate that agrees with `full` where nothing is cut: what a run takes before its first operator stays,
+    and what the tables say is scaled to what was measured. They are mostly right to some percent, and more of them are
+    wrong by a share than by a number of microseconds (caches, a load at the time); what a sane scale cannot explain is
+    taken to stay, whatever is cut. `timer` stands for the clock.
     """
 
     def __init__(
@@ -70,14 +76,18 @@ class LatencyPrice:
         timer: Timer | None = None,
     ) -> None:
         timer = timer or partial(clock, custom_op_libs=context.custom_op_libs)
-        self.whole, self.full = _networks(context.original, model, context, timer)
-        walk = _Walk(model, groups, shapes, context, timer)
+        maker = Maker(model)
+        self.whole, self.full, pace = _networks(context.original, model, maker.reference(), context, timer)
+        times = KernelTimes(context, maker, timer, pace, 40)
+        walk = _Walk(model, groups, shapes, times)
         self._walk = walk
-        self._rest = self.full - walk.spend({})
+        start, said = times.empty, walk.spend({})
+        self._scale = min(max((self.full - start) / said, 1 / _TRUST), _TRUST) if said > 0 else 1.0
+        self._rest = self.full - self._scale * said
 
     def of(self, keep: Keep) -> float:
         """Return the milliseconds that `model` would about take with only the units in `keep`."""
-        return max(0.0, self._rest + self._walk.spend(keep))
+        return max(0.0, self._rest + self._scale * self._walk.spend(keep))
 
 
 def measured_ratio(before: Model, after: Model, context: Context) -> float:
@@ -101,19 +111,23 @@ def measured_ratio(before: Model, after: Model, context: Context) -> float:
     return 1.0 if first == second else context.timings.get(f"ratio of {second} to {first}", measure)
 
 
-def _networks(original: Model, model: Model, context: Context, timer: Timer) -> tuple[float, float]:
-    """Return the milliseconds of the `original` and of `model`, measured in turns."""
-    named = {structure(m, context.input_shapes): m for m in (original, model)}
-    found: list[float] = []
+def _networks(
+    original: Model, model: Model, reference: Model, context: Context, timer: Timer
+) -> tuple[float, float, float]:
+    """Return the milliseconds of the `original`, of `model` and of `reference`, measured in turns."""
+    named = {f"network {structure(m, context.input_shapes)}": m for m in (original, model)}
+    named["reference"] = reference
+    found: dict[str, float] = {}
 
-    def measure(place: int) -> float:
+    def measure(name: str) -> float:
         if not found:
             context.progress("measuring the latency of the model", 0, 0)
-            found.extend(timer(list(named.values()), context.input_shapes, _NETWORK_SECONDS))
-        return found[place]
+            times = timer(list(named.values()), context.input_shapes, _NETWORK_SECONDS)
+            found.update(zip(named, times, strict=True))
+        return found[name]
 
-    times = [context.timings.get(f"network {n}", partial(measure, i)) for i, n in enumerate(named)]
-    return times[0], times[-1]
+    first, *others, pace = (context.timings.get(name, partial(measure, name)) for name in named)
+    return first, others[0] if others else first, pace
 
 
 def structure(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -158,9 +172,7 @@ class _Walk:
     layout into the other at most once, where a reader needs it.
     """
 
-    def __init__(
-        self, model: Model, groups: ChannelGroups, shapes: Shapes, context: Context, timer: Timer
-    ) -> None:
+    def __init__(self, model: Model, groups: ChannelGroups, shapes: Shapes, times: KernelTimes) -> None:
         self._graph = model.graph
         self._shapes = shapes
         self._cut = CutAxes(groups)
@@ -169,8 +181,7 @@ class _Walk:
         self._numbers: dict[str, int] = {}
         self._convolved: set[int] = set()
         self._steps: list[Step] = []
-        kinds = {k for n in model.graph.nodes if (k := self._kind(n)) is not None}
-        self._times = KernelTimes(context, Maker(model), timer, 4 * len(kinds) + 4)
+        self._times = times
         for node in model.graph.nodes:
             self._add(node)
 
@@ -210,6 +221,10 @@ class _Walk:
             state.both[number] = True
             state.spent += self._times.convert(self._elements(state, number))
 
+    def _channels(self, state: _State, number: int) -> int:
+        value = self._values[number]
+        return value.channels if value.channel_axis is None else state.left[value.channel_axis]
+
     # --- steps ----------------------------------------------------------------------------------------------
     def _add(self, node: Node) -> None:
         """Append what `node` costs; what runs as a part of the node before costs nothing."""
@@ -243,7 +258,7 @@ class _Walk:
         elif node.is_op("Concat"):
             self._steps.append(self._concat(reads, made))
         else:
-            self._steps.append(self._plain(reads, made, free=node.is_op(*RESHAPING, "Identity", "Shape")))
+            self._steps.append(self._plain(node, reads, made))
 
     def _kind(self, node: Node) -> ConvKind | None:
         """Return the kind of a convolution whose times stand in a table; None for other operators."""
@@ -269,9 +284,13 @@ class _Walk:
             i = inputs if under is None else state.left[under]
             o = outputs if over is None else state.left[over]
             kernel = times.kernel(kind, i)
-            self._read(state, read, blocked=kernel == "blocks")
+            unpack = kernel != "blocks" and state.blocked[read] and not state.both[read]
+            if unpack:
+                state.both[read] = True
+            else:
+                self._read(state, read, blocked=kernel == "blocks")
             state.blocked[made] = kernel != "plain"
-            state.spent += times.conv(kind, i, o)
+            state.spent += times.conv(kind, i, o, unpack=unpack)
 
         return step
 
@@ -283,11 +302,7 @@ class _Walk:
         else:
             cut = tuple(self._cut.stored(weights[0].name).values())
         axes = [(self._axis(axis), axis.size) for axis in cut]
-        sizes = [str(self._shapes.get(v.name, v.shape)) for v in node.inputs if v.name]
-        attrs = sorted((name, _attribute(value)) for name, value in node.attrs.items())
-        key = f"{node.op} {' '.join(f'{n}={v}' for n, v in attrs)} {' '.join(sizes)}"
-        macs = node_macs(node, self._shapes)
-        full = self._times.node(node, self._shapes, key) if macs else 0.0
+        full = self._alone(node) if node_macs(node, self._shapes) else 0.0
 
         def step(state: _State) -> None:
             for number in reads:
@@ -327,13 +342,9 @@ class _Walk:
         return step
 
     def _concat(self, reads: list[int], made: int) -> Step:
-        def channels(state: _State, number: int) -> int:
-            value = self._values[number]
-            return value.channels if value.channel_axis is None else state.left[value.channel_axis]
-
         def step(state: _State) -> None:
             block = self._times.block
-            blocked = all(state.blocked[n] and channels(state, n) % block == 0 for n in reads)
+            blocked = all(state.blocked[n] and self._channels(state, n) % block == 0 for n in reads)
             state.blocked[made] = blocked
             for number in () if blocked else reads:
                 self._read(state, number, blocked=False)
@@ -341,11 +352,24 @@ class _Walk:
 
         return step
 
-    def _plain(self, reads: list[int], made: int, *, free: bool) -> Step:
+    def _plain(self, node: Node, reads: list[int], made: int) -> Step:
+        """Return the step of any other operator: its time by itself, as it moves more or less."""
+        free = node.is_op(*RESHAPING, "Identity", "Shape") or not self._values[made].elements
+        full = 0.0 if free else self._alone(node)
+        whole = self._values[made].elements
+
         def step(state: _State) -> None:
             for number in reads:
                 self._read(state, number, blocked=False)
             if not free:
-                state.spent += self._times.move(self._elements(state, made))
+                state.spent += full * self._elements(state, made) / whole
 
         return step
+
+    def _alone(self, node: Node) -> float:
+        """Return the milliseconds of `node` as it is now, run by itself."""
+        sizes = [str(self._shapes.get(v.name, v.shape)) for v in node.inputs if v.name]
+        attrs = sorted((name, _attribute(value)) for name, value in node.attrs.items())
+        said = [str(v.values.tolist()) for v in node.inputs if isinstance(v, Constant) and v.values.size <= 8]
+        key = " ".join([node.op, *(f"{n}={v}" for n, v in attrs), *sizes, *said])
+        return self._times.node(node, self._shapes, key)
