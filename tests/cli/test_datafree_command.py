@@ -38,9 +38,13 @@ def prune(net: str, options: str, rest: str) -> Result:
 
 def test_without_data_made_images_keep_what_a_bare_cut_loses() -> None:
     """No sample is given: the file and the report say how samples were made, and nothing poses as accuracy on data."""
-    result = prune("digits_resnet.onnx", "macs=0.5 joint=1", f"{JUDGED} --report run.json")
+    result = prune("digits_resnet.onnx", "macs=0.5 scope=uniform joint=1", f"{JUDGED} --report run.json")
     found = json.loads(Path("run.json").read_text())
-    prune("digits_resnet.onnx", "macs=0.5 criterion=l1 repair=none", f"{JUDGED} --force --report bare.json")
+    prune(
+        "digits_resnet.onnx",
+        "macs=0.5 scope=uniform criterion=l1 repair=none",
+        f"{JUDGED} --force --report bare.json",
+    )
     bare = json.loads(Path("bare.json").read_text())
     assert bare["comparison"]["accuracy_after"] < 50 and bare["notes"] == []
     assert found["comparison"]["accuracy_after"] > 95
@@ -53,12 +57,12 @@ def test_without_data_made_images_keep_what_a_bare_cut_loses() -> None:
 
 
 def test_a_file_made_without_data_says_so_and_is_compared_on_made_samples() -> None:
-    said = prune("digits_mlp.onnx", "macs=0.5", "").stdout
+    said = prune("digits_mlp.onnx", "macs=0.5 scope=uniform", "").stdout
     assert "on 256 samples of calibration data samples made from the model: agreement" in said
     assert "top1" not in said
     kept = {p.key: p.value for p in onnx.load("out.onnx").metadata_props}
     assert kept["onnxcomp.calibration"] == "none"
     assert "the model has no BatchNormalization" in kept["onnxcomp.calibration_samples"]
     before = Path("out.onnx").read_bytes()
-    prune("digits_mlp.onnx", "macs=0.5", "--force")
+    prune("digits_mlp.onnx", "macs=0.5 scope=uniform", "--force")
     assert Path("out.onnx").read_bytes() == before
