@@ -40,6 +40,9 @@ __all__ = ["MODELS", "Outcome", "main", "prune_light"]
 MODELS = ("light_densenet121", "light_inception_v2", "light_shufflenet", "light_squeezenet", "light_vgg19")
 """The models that have to reach the budget."""
 
+PIPELINE = "prune-filters{{macs={budget:g} scope=uniform criterion=l2 repair=none}}"
+"""What is run: nothing in it needs samples."""
+
 BUDGET = 0.6
 """The share of the MACs that may remain."""
 
@@ -94,7 +97,7 @@ def prune_light(path: Path, budget: float = BUDGET, seed: int = 0) -> Outcome:
         seed=seed,
         threads=1,
     )
-    (step,) = Pipeline.parse(f"prune-filters{{macs={budget:g} criterion=l2 repair=none}}").passes
+    (step,) = Pipeline.parse(PIPELINE.format(budget=budget)).passes
     cuts: list[Keep] = []
     take = ChannelGroups.take
 
@@ -141,7 +144,7 @@ def _blocked(groups: ChannelGroups) -> dict[str, tuple[int, int]]:
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
 def _table(outcomes: Sequence[Outcome], budget: float) -> Table:
-    table = Table(title=f"prune-filters{{macs={budget:g} criterion=l2 repair=none}}", title_justify="left")
+    table = Table(title=PIPELINE.format(budget=budget), title_justify="left")
     table.add_column("model")
     for name in (
         "MACs %",

@@ -278,7 +278,10 @@ def _group(
         Member(u.constant.name, u.axis, lookup[classes[view][u.ids]], u.role, u.node.name) for u in uses
     )
     alone = {int(span[0]): roots[int(span[0])] for span in spans if len(span) == 1}
-    only = {unit: hints.get(root, "it is the only channel of a value") for unit, root in alone.items()}
+    width = max(len(m.units) for m in members if m.role == "produces")
+    tied = len(roots) == 1 < width
+    said = f"its {width} channels can only go all together" if tied else "it is the only channel of a value"
+    only = {unit: hints.get(root, said) for unit, root in alone.items()}
     name = next(m.node for m in members if m.role == "produces")
     return ChannelGroup(
         name=name if view == DIMS else f"{name}:heads",

@@ -27,7 +27,7 @@ def conv(flow: Flow, node: Node) -> list[Labels]:
     else:
         flow.use(node, weight, 1, _alike(flow, ids, group), "consumes")
         out = flow.use(node, weight, 0, None, "produces")
-        _alike(flow, out, group)
+        flow.map.balanced.append(out.reshape(group, -1))
     _bias(flow, node, out)
     return [flow.map.fresh_along(flow.shape(node), 1, out)]
 

@@ -123,6 +123,7 @@ class LabelMap:
         foreign: stored tensors that a declined node or a subgraph reads, and why they cannot be cut.
         products: inputs of nodes at which two computed values are contracted: their channels are read there, by no weight.
         deferred: ties that wait for others.
+        balanced: labels `[blocks, positions]` of which every block must lose equally many.
         resting: for each view the labels that cannot go by it, and why; another view may let them go.
     """
 
@@ -136,6 +137,7 @@ class LabelMap:
     foreign: dict[str, str] = field(default_factory=dict)
     products: list[tuple[Node, int]] = field(default_factory=list)
     deferred: list[Deferred] = field(default_factory=list)
+    balanced: list[Ids] = field(default_factory=list)
     resting: tuple[dict[int, str], dict[int, str]] = field(default_factory=lambda: ({}, {}))
     _count: int = 0
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)

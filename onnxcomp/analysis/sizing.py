@@ -29,8 +29,8 @@ _INTEGERS = (6, 7)
 def track(flow: Flow, node: Node) -> None:
     """Record what is known of the sizes that `node` makes, and block the channels it counts where it is no size."""
     rule = _RULES.get(node.op) if node.standard else None
-    counts = node.is_op("Shape", "Size")
-    if rule is not None and (counts or any(v.name in flow.sizes for v in node.inputs)):
+    data = node.inputs if node.is_op("Concat", *SIZE_ARITHMETIC) else node.inputs[:1]
+    if rule is not None and (node.is_op("Shape", "Size") or any(v.name in flow.sizes for v in data)):
         try:
             made = rule(flow, node)
         except Blocked:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.analysis.balance import companions
 from onnxcomp.analysis.labels import DIMS, HEADS, Deferred, LabelMap, compact
 
 __all__ = ["Classes", "Mask", "partition", "removed_at"]
@@ -28,6 +29,9 @@ def partition(labels: LabelMap) -> Classes:
     """Return the classes of all labels, view by view; adds the ties that make every class a slab to `labels`."""
     if labels.views == 1:
         return _settle(labels, None)[None]
+    for blocks in labels.balanced:
+        # What goes by either view must be even, and so must what goes by both: equal positions are.
+        labels.tie(blocks[:1], blocks)
     dims, heads = _settle(labels, DIMS), _settle(labels, HEADS)
     count = int(dims.max(initial=-1)) + 1
     return np.stack([dims, np.where(_same_members(dims, heads), dims, heads + count)])
@@ -62,7 +66,7 @@ def _settle(labels: LabelMap, view: int | None) -> NDArray[np.int64]:
         open_still = [each for each in waiting if not _resolve(labels, view, roots, each)]
         if len(open_still) < len(waiting):
             waiting = open_still
-        elif not _tie_slabs(labels, view, roots):
+        elif not _tie_slabs(labels, view, roots) and not _balance(labels, view, roots):
             return roots
 
 
@@ -95,6 +99,18 @@ def _tie_slabs(labels: LabelMap, view: int | None, roots: NDArray[np.int64]) -> 
         slabs = np.moveaxis(value.ids, keep, 0).reshape(value.ids.shape[keep], -1)
         labels.tie(slabs[:, :1], slabs, view=view)
         changed = True
+    return changed
+
+
+def _balance(labels: LabelMap, view: int | None, roots: NDArray[np.int64]) -> bool:
+    """Tie classes to companions until every block of grouped filters has equally many of each; return whether any were."""
+    changed = False
+    for blocks in labels.balanced:
+        member = np.zeros(int(roots.max()) + 1, np.int64)
+        member[roots[blocks]] = blocks
+        for classes in companions(roots[blocks]):
+            labels.tie(member[classes[:1]], member[classes], view=view)
+            changed = True
     return changed
 
 

@@ -72,7 +72,7 @@ def test_group_normalization_of_one_group_keeps_its_channels() -> None:
         f"{HEAD} n = GroupNormalization<num_groups=1>(h, s, b) y = Conv(n, c)",
         21,
     )
-    assert stays(text)["h"] == "it is the only channel of a value"
+    assert stays(text)["h"] == "its 6 channels can only go all together"
 
 
 def test_group_normalization_of_one_channel_each_loses_single_channels() -> None:
