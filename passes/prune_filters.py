@@ -9,11 +9,10 @@ from typing import Literal
 
 from onnxcomp.compiler.budget import Limits, fits_exactly
 from onnxcomp.compiler.ladders import unmeasured
-from onnxcomp.compiler.lineage import Lineage
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.recovery import Recovery, recover
 from onnxcomp.compiler.rounds import Budget, Chooser, choose
-from onnxcomp.compiler.scene import Plan, Scene, count_price, open_scene, pipeline_cost
+from onnxcomp.compiler.scene import Plan, Scene, count_price, pipeline_cost
 from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
@@ -57,6 +56,9 @@ class PruneFilters(Pass):
     align: int = option(1, "keep multiples of this many channels")
     min_channels: int = option(1, "keep at least this many channels of every group")
     max_ratio: float = option(1.0, "remove at most this share of any group")
+    layers: bool = option(
+        False, "let whole residual blocks compete with channels for the budget (scope=global)"
+    )
     iterations: int = option(
         1, "rounds in which a budget is approached, each measured on what the last one left"
     )
@@ -100,6 +102,8 @@ class PruneFilters(Pass):
             raise UsageError(
                 f"{self.name}: iterations={self.iterations} approach a budget; give macs or params, not ratio"
             )
+        if self.layers and (self.scope != "global" or self.ratio is not None):
+            raise UsageError(f"{self.name}: layers=true needs a budget and scope=global, which weighs blocks")
         if self.repair != "sequential" and (self.sweeps > 1 or self.match_variance):
             name = "sweeps" if self.sweeps > 1 else "match-variance"
             raise UsageError(f"{self.name}: {name} needs repair=sequential, not {self.repair}")
@@ -128,22 +132,20 @@ class PruneFilters(Pass):
             self.criterion,
             Limits(self.align, self.min_channels, self.max_ratio),
             self.iterations,
+            self.layers,
         )
-        quick = partial(self._quick_repair, original, left_alone, context)
+        quick = partial(self._quick_repair, left_alone)
         scene, plan, _ = choose(chooser, original, left_alone, context, log, quick)
         self._tell_budget(chooser.budget, scene, plan, log)
-        if not plan.keep:
+        if plan.empty:
             return log.result(model)
         for name in plan.keep if self.criterion == "obs" else ():
             if reason := unmeasured(original, scene.groups[name]):
                 log.note(f"{name}: {reason}; norms of filters chose its channels")
-        scene.groups.take(model, plan.keep)
+        plan.cut(model, scene.groups)
         _tell_cut(scene, plan, log)
         recovery = Recovery(self.repair, self.joint, self.sweeps, self.match_variance)
-        model = recover(
-            recovery, original, model, scene.groups, plan.keep, left_alone, context, scene.shapes, log
-        )
-        return log.result(model)
+        return log.result(recover(recovery, original, model, scene, plan, left_alone, log))
 
     def _budget(self, context: Context) -> Budget:
         if self.ratio is not None:
@@ -159,35 +161,22 @@ class PruneFilters(Pass):
             lambda scene: count_price(scene, what, refitted=refitted),
         )
 
-    def _quick_repair(
-        self, original: Model, left_alone: Mapping[str, str], context: Context, lineage: Lineage
-    ) -> Model:
-        """Return the network cut so far, refitted without refinement: what the next round measures."""
-        cut = original.clone()
-        lineage.groups.take(cut, lineage.keep)
-        log = PassLog()
-        scene = open_scene(original, left_alone, Limits(), self.criterion, context, log, quiet=True)
-        return recover(
-            Recovery("sequential" if self.repair != "none" else "none", rounds=0),
-            original,
-            cut,
-            lineage.groups,
-            lineage.keep,
-            left_alone,
-            context,
-            scene.shapes,
-            log,
-        )
+    def _quick_repair(self, left_alone: Mapping[str, str], scene: Scene, plan: Plan) -> Model:
+        """Return the network cut as planned so far, refitted without refinement: what the next round measures."""
+        cut = scene.model.clone()
+        plan.cut(cut, scene.groups)
+        recovery = Recovery("none" if self.repair == "none" else "sequential", rounds=0)
+        return recover(recovery, scene.model, cut, scene, plan, left_alone, PassLog())
 
     def _tell_budget(self, budget: Budget, scene: Scene, plan: Plan, log: PassLog) -> None:
         """Say whether the budget is met, and where it is undercut or missed, why."""
         if budget.what == "ratio":
             return
         price = budget.price_of(scene)
-        if not plan.keep and price({}) <= budget.target:
+        if plan.empty and price({}) <= budget.target:
             log.note(f"the budget {budget.what}={budget.share:g} is met without cutting")
             return
-        achieved = price(plan.keep)
+        achieved = price(plan.priced(scene.groups))
         if not plan.reached:
             limited = [f"{o.name}={getattr(self, o.field):g}" for o in self.options() if o.field in _LIMITS]
             reasons = dict.fromkeys(f"{g.name}: {g.blocked}" for g in scene.groups if g.blocked)
@@ -204,6 +193,8 @@ class PruneFilters(Pass):
 
 
 def _tell_cut(scene: Scene, plan: Plan, log: PassLog) -> None:
+    for drop in plan.drops:
+        log.change(drop.block.name, "residual block removed", nodes=list(drop.block.nodes))
     for name, mask in plan.keep.items():
         group = scene.groups[name]
         log.change(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import networkx as nx
@@ -129,6 +129,12 @@ class ChannelGroups:
                 int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(labels.shape)
             )
         return shapes
+
+    def kept_along(self, name: str, axis: int, keep: Mapping[str, Mask]) -> Mask:
+        """Return which positions of the value `name` along `axis` stay after `take(model, keep)`."""
+        labels = self.labels.values[name]
+        masks = axis_masks(labels, self.classes, self._removed(keep))
+        return masks.get(axis, np.ones(labels.shape[axis], bool))
 
     def owners(self) -> tuple[Units, Units]:
         """Return for every class the number of the group whose unit it is, and the unit; -1 for none."""

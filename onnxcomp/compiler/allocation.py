@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.curves import Curve
 from onnxcomp.numerics.knapsack import Options, choose
 
-__all__ = ["allocate"]
+__all__ = ["Allocation", "Whole", "allocate"]
 
 Array = NDArray[Any]
 
@@ -22,27 +23,44 @@ PASSES = 6
 MOST_LEVELS = 24
 """Levels of a ladder that the knapsack chooses among; the exact fill takes single steps afterwards."""
 
-Price = Callable[[Sequence[int]], float]
-"""What a plan (units removed, by ladder) costs."""
+
+@dataclass(frozen=True)
+class Allocation:
+    """Units removed from each ladder, and the numbers of the alternatives taken whole instead of their ladders."""
+
+    removed: tuple[int, ...]
+    gone: frozenset[int] = frozenset()
 
 
-def allocate(curves: Sequence[Curve], price: Price, target: float, limits: Limits) -> tuple[list[int], bool]:
-    """Return how many units each curve's ladder loses so that `price` falls to `target` or just below, and whether it did.
+@dataclass(frozen=True)
+class Whole:
+    """An alternative to cutting the ladders numbered `ladders`: all that they belong to goes, at this `damage`."""
 
-    The damage of a plan is taken to be the sum of the curves; its price is exact, made linear around the last plan for
-    the knapsack and stepped to the edge of the budget at the end.
+    ladders: tuple[int, ...]
+    damage: float
+
+
+Price = Callable[[Allocation], float]
+"""What is left after an allocation costs."""
+
+
+def allocate(
+    curves: Sequence[Curve], price: Price, target: float, limits: Limits, wholes: Sequence[Whole] = ()
+) -> tuple[Allocation, bool]:
+    """Return what each curve's ladder loses so that `price` falls to `target` or just below, and whether it did.
+
+    The damage of an allocation is taken to be the sum of the curves; its price is exact, made linear around the last
+    allocation for the knapsack and stepped to the edge of the budget at the end.
     """
-    allowed = [curve.ladder.counts(limits) for curve in curves]
-    deepest = [counts[-1] for counts in allowed]
+    problem = _Problem(curves, price, target, limits, wholes)
+    deepest = problem.deepest()
     if price(deepest) > target:
         return deepest, False
-    damage = [curve.at(counts) for curve, counts in zip(curves, allowed, strict=True)]
-    plan = _halfway(allowed, price, target)
-    best: list[int] | None = None
+    plan = problem.halfway()
+    best: Allocation | None = None
     for _ in range(PASSES):
-        found = _linear_plan(curves, allowed, damage, plan, price, target)
-        exact = _to_edge(allowed, damage, found, price, target)
-        if best is None or _sum(allowed, damage, exact) < _sum(allowed, damage, best):
+        exact = problem.to_edge(problem.linear(plan))
+        if best is None or problem.damage_of(exact) < problem.damage_of(best):
             best = exact
         if exact == plan:
             break
@@ -51,92 +69,170 @@ def allocate(curves: Sequence[Curve], price: Price, target: float, limits: Limit
     return best, True
 
 
-def _halfway(allowed: Sequence[Sequence[int]], price: Price, target: float) -> list[int]:
-    """Return the plan with the smallest common share that fits: where the first linear costs are taken."""
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        if price(_at(allowed, middle)) <= target:
-            high = middle
-        else:
-            low = middle
-    return _at(allowed, high)
+@dataclass
+class _Problem:
+    """The curves at every allowed number of removed units, and the exact price of an allocation."""
 
+    curves: Sequence[Curve]
+    price: Price
+    target: float
+    limits: Limits
+    wholes: Sequence[Whole]
+    allowed: list[list[int]] = field(init=False)
+    damage: list[Array] = field(init=False)
 
-def _at(allowed: Sequence[Sequence[int]], share: float) -> list[int]:
-    return [counts[round(share * (len(counts) - 1))] for counts in allowed]
+    def __post_init__(self) -> None:
+        self.allowed = [curve.ladder.counts(self.limits) for curve in self.curves]
+        self.damage = [curve.at(counts) for curve, counts in zip(self.curves, self.allowed, strict=True)]
 
+    def deepest(self) -> Allocation:
+        """Return the allocation that removes all that can go."""
+        return Allocation(tuple(counts[-1] for counts in self.allowed), frozenset(range(len(self.wholes))))
 
-def _sum(allowed: Sequence[Sequence[int]], damage: Sequence[Array], plan: Sequence[int]) -> float:
-    return sum(float(d[counts.index(k)]) for counts, d, k in zip(allowed, damage, plan, strict=True))
+    def halfway(self) -> Allocation:
+        """Return the smallest common share that fits: where costs are first made linear."""
+        low, high = 0.0, 1.0
+        if self.price(self._at(1.0)) > self.target:
+            return self.deepest()
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.price(self._at(middle)) <= self.target else (middle, high)
+        return self._at(high)
 
+    def _at(self, share: float) -> Allocation:
+        return Allocation(tuple(counts[round(share * (len(counts) - 1))] for counts in self.allowed))
 
-def _linear_plan(
-    curves: Sequence[Curve],
-    allowed: Sequence[Sequence[int]],
-    damage: Sequence[Array],
-    plan: list[int],
-    price: Price,
-    target: float,
-) -> list[int]:
-    here = price(plan)
-    classes, levels = [], []
-    for index, counts in enumerate(allowed):
-        picked = _picked(len(counts))
-        costs = [price([*plan[:index], counts[p], *plan[index + 1 :]]) - here for p in picked]
-        classes.append(Options(np.array(costs), damage[index][picked]))
-        levels.append([counts[p] for p in picked])
-    taken = choose(classes, target - here)
-    if taken is None:
+    def damage_of(self, plan: Allocation) -> float:
+        """Return the foretold damage of `plan`."""
+        covered = {index for number in plan.gone for index in self.wholes[number].ladders}
+        return sum(self.wholes[number].damage for number in plan.gone) + sum(
+            self._damage_at(index, count) for index, count in enumerate(plan.removed) if index not in covered
+        )
+
+    def _damage_at(self, index: int, count: int) -> float:
+        return float(self.damage[index][self.allowed[index].index(count)])
+
+    # --- the knapsack on linear costs ---------------------------------------------------------------------------
+    def linear(self, plan: Allocation) -> Allocation:
+        """Return what the knapsack chooses where every choice costs what it would cost in `plan` alone."""
+        here = self.price(plan)
+        owner = {index: number for number, whole in enumerate(self.wholes) for index in whole.ladders}
+        classes: list[Options] = []
+        meaning: list[list[tuple[dict[int, int], int | None]]] = []
+        for index in range(len(self.allowed)):
+            if index not in owner:
+                costs, damage, counts = self._levels(index, plan, here)
+                classes.append(Options(costs, damage))
+                meaning.append([({index: count}, None) for count in counts])
+        for number in range(len(self.wholes)):
+            options, means = self._whole_options(number, plan, here)
+            classes.append(options)
+            meaning.append(means)
+        taken = choose(classes, self.target - here)
+        if taken is None:
+            return plan
+        removed, gone = list(plan.removed), set()
+        for means, choice in zip(meaning, taken, strict=True):
+            counts_of, whole = means[choice]
+            for index, count in counts_of.items():
+                removed[index] = count
+            if whole is not None:
+                gone.add(whole)
+        return Allocation(tuple(removed), frozenset(gone))
+
+    def _levels(self, index: int, plan: Allocation, here: float) -> tuple[Array, Array, list[int]]:
+        counts = self.allowed[index]
+        picked = sorted({round(x) for x in np.linspace(0, len(counts) - 1, min(len(counts), MOST_LEVELS))})
+        costs = [self.price(_with(plan, index, counts[p])) - here for p in picked]
+        return np.array(costs), self.damage[index][picked], [counts[p] for p in picked]
+
+    def _whole_options(
+        self, number: int, plan: Allocation, here: float
+    ) -> tuple[Options, list[tuple[dict[int, int], int | None]]]:
+        """Return all combinations of levels of one alternative's ladders that are not dominated, and the alternative."""
+        whole = self.wholes[number]
+        there = Allocation(plan.removed, plan.gone - {number})
+        base = self.price(there) - here
+        cost, damage, means = np.array([base]), np.zeros(1), [dict[int, int]()]
+        for index in whole.ladders:
+            costs, harms, counts = self._levels(index, there, here)
+            cost = (cost[:, None] + (costs - base)[None]).reshape(-1)
+            damage = (damage[:, None] + harms[None]).reshape(-1)
+            means = [{**mean, index: count} for mean in means for count in counts]
+            best = _undominated(cost, damage)
+            cost, damage, means = cost[best], damage[best], [means[i] for i in best]
+        without = self.price(Allocation(plan.removed, plan.gone | {number})) - here
+        kept: dict[int, int] = {}
+        return (
+            Options(np.append(cost, without), np.append(damage, whole.damage)),
+            [*((mean, None) for mean in means), (kept, number)],
+        )
+
+    # --- the edge of the budget -----------------------------------------------------------------------------------
+    def to_edge(self, plan: Allocation) -> Allocation:
+        """Step to the budget's edge: what does least damage per cost down, then what saves most back up."""
+        now = self.price(plan)
+        while now > self.target:
+            plan, now = self._step_down(plan, now)
+        while (found := self._step_up(plan, now)) is not None:
+            plan, now = found
         return plan
-    return [counts[i] for counts, i in zip(levels, taken, strict=True)]
+
+    def _step_down(self, plan: Allocation, now: float) -> tuple[Allocation, float]:
+        best: tuple[float, Allocation, float] | None = None
+        for index in self._free(plan):
+            counts = self.allowed[index]
+            place = counts.index(plan.removed[index]) + 1
+            if place < len(counts):
+                trial = _with(plan, index, counts[place])
+                harm = float(self.damage[index][place] - self.damage[index][place - 1])
+                best = self._better(best, trial, harm, now)
+        for number, whole in enumerate(self.wholes):
+            if number not in plan.gone:
+                had = sum(self._damage_at(index, plan.removed[index]) for index in whole.ladders)
+                trial = Allocation(plan.removed, plan.gone | {number})
+                best = self._better(best, trial, max(0.0, whole.damage - had), now)
+        assert best is not None, "the deepest allocation fits"
+        return best[1], best[2]
+
+    def _better(
+        self, best: tuple[float, Allocation, float] | None, trial: Allocation, harm: float, now: float
+    ) -> tuple[float, Allocation, float] | None:
+        then = self.price(trial)
+        rate = harm / (now - then) if then < now else np.inf
+        return (rate, trial, then) if best is None or rate < best[0] else best
+
+    def _step_up(self, plan: Allocation, now: float) -> tuple[Allocation, float] | None:
+        best: tuple[float, Allocation, float] | None = None
+        for index in self._free(plan):
+            counts = self.allowed[index]
+            place = counts.index(plan.removed[index])
+            if not place:
+                continue
+            trial = _with(plan, index, counts[place - 1])
+            then = self.price(trial)
+            if then <= self.target:
+                saved = float(self.damage[index][place] - self.damage[index][place - 1])
+                rate = saved / max(then - now, 1e-12)
+                if best is None or rate > best[0]:
+                    best = (rate, trial, then)
+        return None if best is None else (best[1], best[2])
+
+    def _free(self, plan: Allocation) -> list[int]:
+        """Return the ladders that no alternative has taken whole."""
+        covered = {index for number in plan.gone for index in self.wholes[number].ladders}
+        return [index for index in range(len(self.allowed)) if index not in covered]
 
 
-def _picked(count: int) -> list[int]:
-    return sorted({round(x) for x in np.linspace(0, count - 1, min(count, MOST_LEVELS))})
+def _with(plan: Allocation, index: int, count: int) -> Allocation:
+    return Allocation((*plan.removed[:index], count, *plan.removed[index + 1 :]), plan.gone)
 
 
-def _to_edge(
-    allowed: Sequence[Sequence[int]],
-    damage: Sequence[Array],
-    plan: Sequence[int],
-    price: Price,
-    target: float,
-) -> list[int]:
-    """Step to the budget's edge: the steps that do least damage per cost down, then what saves most back up."""
-    places = [counts.index(k) for counts, k in zip(allowed, plan, strict=True)]
-
-    def of(where: Sequence[int]) -> list[int]:
-        return [counts[p] for counts, p in zip(allowed, where, strict=True)]
-
-    def moved(index: int, by: int) -> list[int]:
-        return [*places[:index], places[index] + by, *places[index + 1 :]]
-
-    now = price(of(places))
-    while now > target:
-        best = None
-        for index, counts in enumerate(allowed):
-            if places[index] + 1 < len(counts):
-                gain = now - price(of(moved(index, 1)))
-                harm = float(damage[index][places[index] + 1] - damage[index][places[index]])
-                rate = harm / gain if gain > 0 else np.inf
-                if best is None or rate < best[0]:
-                    best = (rate, index)
-        if best is None:
-            break
-        places = moved(best[1], 1)
-        now = price(of(places))
-    while True:
-        best = None
-        for index in range(len(allowed)):
-            if places[index]:
-                then = price(of(moved(index, -1)))
-                if then <= target:
-                    saved = float(damage[index][places[index]] - damage[index][places[index] - 1])
-                    rate = saved / max(then - now, 1e-12)
-                    if best is None or rate > best[0]:
-                        best = (rate, index)
-        if best is None:
-            return of(places)
-        places = moved(best[1], -1)
-        now = price(of(places))
+def _undominated(cost: Array, damage: Array) -> list[int]:
+    """Return the options than which no other is both cheaper and less damaging, ascending by cost."""
+    best, kept = np.inf, []
+    for index in np.lexsort((damage, cost)):
+        if damage[index] < best:
+            best = damage[index]
+            kept.append(int(index))
+    return kept

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.damage import damaged_sites, kept_positions, refit_once
 from onnxcomp.compiler.divergence import Reference
@@ -24,6 +23,7 @@ from onnxcomp.compiler.repair import (
     refit,
     walk,
 )
+from onnxcomp.compiler.scene import Plan, Scene
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
 from onnxcomp.runtime.data import Samples
@@ -62,23 +62,22 @@ def recover(
     recovery: Recovery,
     original: Model,
     cut: Model,
-    groups: ChannelGroups,
-    keep: Mapping[str, Mask],
+    scene: Scene,
+    plan: Plan,
     left_alone: Mapping[str, str],
-    context: Context,
-    shapes: Mapping[str, tuple[int, ...]],
     log: PassLog,
-    touched: frozenset[str] = frozenset(),
 ) -> Model:
     """Return `cut` with what the cut damaged refitted; `cut` itself may be edited.
 
-    `groups` and `keep` say what was cut from `original`, whose `shapes` these are; `touched` names values that differ for
-    another reason. What is done, and what cannot be, goes into `log`.
+    `plan` says what was cut from `original`, the model of `scene`. What is done, and what cannot be, goes into `log`.
     """
+    context, shapes = scene.context, scene.shapes
     if recovery.mode == "none":
         log.note("no repair: the weights that read removed channels are as they were")
         return cut
-    kept = kept_positions(groups, keep)
+    kept = kept_positions(scene.groups, plan.keep)
+    adders = {drop.block.name for drop in plan.drops}
+    touched = {v.name for node in cut.graph.nodes if node.name in adders for v in node.outputs}
     sites, refused = damaged_sites(original, cut, kept, left_alone.get, touched)
     for name, reason in refused.items():
         log.skip(name, f"not refitted: {reason}")

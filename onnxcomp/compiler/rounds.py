@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.analysis.blocks import residual_blocks
 from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.lineage import Lineage
@@ -21,8 +22,8 @@ from onnxcomp.ir.model import Model
 __all__ = ["Budget", "Chooser", "choose"]
 
 Mask = NDArray[np.bool_]
-QuickRepair = Callable[[Lineage], Model]
-"""Returns the first model cut by a lineage and repaired quickly."""
+QuickRepair = Callable[[Scene, Plan], Model]
+"""Returns the first scene's model cut as planned so far and repaired quickly."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Chooser:
     criterion: str
     limits: Limits
     rounds: int
+    layers: bool = False
 
 
 def choose(
@@ -62,30 +64,31 @@ def choose(
     """Return the scene of `model`, the plan for all of its units, and the outputs that plans were judged by.
 
     With several rounds the budget is approached in equal ratios; in between the network is cut and repaired quickly, so
-    that later rounds see what is left of it. `model` is not edited.
+    that later rounds see what is left of it. Whole blocks go in the first round. `model` is not edited.
     """
     first = open_scene(model, excluded, chooser.limits, chooser.criterion, context, log)
     if chooser.budget.what == "ratio":
         return first, at_ratio(first, chooser.budget.share), None
     lineage, reference, scene = Lineage(first.groups), None, first
-    plan = Plan({}, True)
-    estimate: float | None = None
+    so_far = Plan({}, True)
     targets = _targets(chooser, first)
     for number, target in enumerate(targets, 1):
         price = chooser.budget.price_of(scene)
         if chooser.scope == "global":
-            shares = MeasuredShares(scene, price, reference)
+            blocks = residual_blocks(model, scene.groups, excluded) if chooser.layers and number == 1 else []
+            shares = MeasuredShares(scene, price, reference, tuple(blocks))
             plan = shares.plan(target)
-            if plan.keep:
-                reference = shares.curves[1]
+            if not plan.empty:
+                reference = shares.measured.reference
         else:
             plan = UniformShares(scene, price).plan(target)
         lineage.record(scene.groups, plan.keep)
-        estimate = None if plan.estimate is None else (estimate or 0.0) + plan.estimate
+        estimate = None if plan.estimate is None else (so_far.estimate or 0.0) + plan.estimate
+        so_far = Plan(lineage.keep, plan.reached, estimate, so_far.drops or plan.drops)
         if number < len(targets):
-            current = quick_repair(lineage)
+            current = quick_repair(first, so_far)
             scene = open_scene(current, excluded, chooser.limits, chooser.criterion, context, log, quiet=True)
-    return first, Plan(lineage.keep, plan.reached, estimate), reference
+    return first, so_far, reference
 
 
 def _targets(chooser: Chooser, scene: Scene) -> Sequence[float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.analysis.blocks import Block, drop_block
 from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_groups
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.cutcost import CutCost, Keep
@@ -21,7 +22,17 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments
 from onnxcomp.runtime.observe import observe_shapes
 
-__all__ = ["Counted", "Plan", "Price", "Scene", "count_price", "open_scene", "pipeline_cost", "shapes_of"]
+__all__ = [
+    "Counted",
+    "Drop",
+    "Plan",
+    "Price",
+    "Scene",
+    "count_price",
+    "open_scene",
+    "pipeline_cost",
+    "shapes_of",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Mask = NDArray[np.bool_]
@@ -33,8 +44,19 @@ Price = Callable[[Keep], float]
 
 
 @dataclass(frozen=True)
+class Drop:
+    """A residual block that goes whole, the mean of its branch that stays behind, and that mean's axis of channels."""
+
+    block: Block
+    mean: NDArray[Any]
+    axis: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which units stay, by group, and which residual blocks go whole; whether the budget is met.
+
+    `keep` never empties a group: those inside a block that goes are not in it.
 
     `estimate` is the damage foretold, as a distance of outputs (see `divergence`); None where nothing was measured.
     """
@@ -42,7 +64,26 @@ class Plan:
     keep: dict[str, Mask]
     reached: bool
     estimate: float | None = None
-    drops: tuple[str, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing goes."""
+        return not self.keep and not self.drops
+
+    def priced(self, groups: ChannelGroups) -> dict[str, Mask]:
+        """Return the masks whose price is that of the plan: a block that goes counts as one without channels."""
+        inside = {name: groups[name].units for drop in self.drops for name in drop.block.groups}
+        return {**self.keep, **{name: np.zeros(units, bool) for name, units in inside.items()}}
+
+    def cut(self, model: Model, groups: ChannelGroups) -> None:
+        """Edit `model`, the one that `groups` were found in or a clone of it, as planned."""
+        groups.take(model, self.keep)
+        for drop in self.drops:
+            stays = groups.kept_along(drop.block.branch, drop.axis, self.keep)
+            # The mean may be broadcast along its axis, where the branch has one channel there.
+            mean = drop.mean.compress(stays, drop.axis) if drop.mean.shape[drop.axis] > 1 else drop.mean
+            drop_block(model, drop.block, mean)
 
 
 @dataclass(frozen=True)
