@@ -74,6 +74,7 @@ class Options(TypedDict, total=False):
     opset: int | None
     ir_version: int | None
     reports: Sequence[str | os.PathLike[str]]
+    timings: str | os.PathLike[str] | None
     seed: int
     threads: int
     custom_op_libs: Sequence[str]
@@ -97,8 +98,8 @@ def optimize(
     `passes` is pipeline text, a Pipeline or passes; without any the preset `exact` runs. With `output` the result is
     written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
     `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `exclude`, `set_shape`, `decision`, `opset`, `ir_version`,
-    `reports`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`, `strict`, `force`; see
-    `Options`.
+    `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`, `strict`, `force`;
+    see `Options`.
 
     >>> import onnx.parser, onnxcomp
     >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
@@ -155,6 +156,8 @@ def _settings(options: Mapping[str, object]) -> dict[str, Any]:
             several = settings[name]
             settings[name] = (several,) if isinstance(several, str | os.PathLike) else tuple(several)
     settings["reports"] = tuple(Path(r) for r in settings.get("reports", ()))
+    if settings.get("timings") is not None:
+        settings["timings"] = Path(settings["timings"])
     settings["set_shape"] = {n: tuple(s) for n, s in (settings.get("set_shape") or {}).items()}
     return settings
 

@@ -105,10 +105,20 @@ def main() -> None:
 @click.option("--config", metavar="FILE", type=FILE, help="TOML file with these options; see `config init`.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Of every random choice.")
 @click.option("--report", metavar="R.json", multiple=True, help="Write everything about the run as JSON.")
+@click.option(
+    "--timings",
+    metavar="F.json",
+    type=FILE,
+    help="Replay the latencies in the report of an earlier run; others are measured (with --strict: exit 2).",
+)
 @data_options
 @trust_options
 @click.option("--allow-noop", is_flag=True, help="Where nothing changed, write a copy instead of exit 3.")
-@click.option("--strict", is_flag=True, help="Stop at the first pass that fails verification.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop at the first pass that fails verification, or timing that is missing.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would run, write nothing.")
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell every change and every skip.")

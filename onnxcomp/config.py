@@ -48,6 +48,7 @@ class Config:
     opset: int | None = None
     ir_version: int | None = None
     report: tuple[str, ...] | None = None
+    timings: Path | None = None
     allow_noop: bool | None = None
     strict: bool | None = None
     set_shape: Mapping[str, tuple[int | None, ...]] | None = None
@@ -72,6 +73,8 @@ def read_config(path: Path) -> Config:
     for key in ("calibration", "evaluation"):
         if key in values:
             values[key] = _from_folder(values[key], path.parent)
+    if "timings" in values:
+        values["timings"] = path.parent / values["timings"]
     if "report" in values:
         values["report"] = tuple(str(path.parent / name) for name in values["report"])
     return Config(**values)
@@ -199,6 +202,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "opset": _integer,
     "ir_version": _integer,
     "report": _strings,
+    "timings": _string,
     "allow_noop": _truth,
     "strict": _truth,
     "set_shape": _shapes,
@@ -233,6 +237,7 @@ preset = "exact"                       # or passes, never both
 # seed = 0
 # threads = 0                          # 0 = all cores
 # report = ["run.json"]
+# timings = "earlier.json"             # replay the latencies in the report of an earlier run
 # allow-noop = false
 # strict = false
 

@@ -80,6 +80,8 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     for note in (*prepared.loaded.notes, *prepared.verifier.notes):
         listener.note(note)
     passed = run_passes(prepared, listener)
+    for note in prepared.timings.notes:
+        listener.note(note)
     shortfalls = tuple(f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall)
     changed = passed.changed or bool(prepared.loaded.settled)
     model = _stamped(prepared, passed) if changed else prepared.original
@@ -236,7 +238,9 @@ def _report(prepared: Prepared, passed: Passed, model: Model, ending: _Ending, s
         notes=(
             *prepared.loaded.notes,
             *prepared.verifier.notes,
+            *prepared.timings.notes,
             *((passed.made.note,) if passed.made else ()),
         ),
+        timings=dict(prepared.timings.used),
         nodes={old: new or None for old, new in model.aliases.items()},
     )

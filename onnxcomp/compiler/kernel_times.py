@@ -33,6 +33,7 @@ from onnxcomp.runtime.steady import fastest
 __all__ = ["Kernel", "KernelTimes", "Timer", "clock"]
 
 Kernel: TypeAlias = Literal["single", "blocks", "plain"]
+"""Which of the kernels of the table above runs a convolution; `plain` stands for the last of each kind."""
 Timer: TypeAlias = Callable[[Sequence[Model], Mapping[str, tuple[int, ...]], float], list[float]]
 """Takes models, shapes of inputs that do not declare theirs, and about how many seconds to spend; returns milliseconds of one
 run of each, taken in turns."""

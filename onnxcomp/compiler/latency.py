@@ -22,11 +22,11 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED, ELEMENTWISE, FUSED_ACTIVATIONS, POOLING, RESHAPING, UNARY
 from onnxcomp.runtime.inputs import noise
 from onnxcomp.runtime.session import Session
-from onnxcomp.runtime.steady import Effort, steady_ratio
+from onnxcomp.runtime.steady import steady_ratio
 
 __all__ = ["LatencyPrice", "measured_ratio", "structure"]
 
-_NETWORK_SECONDS = 1.0
+_NETWORK_SECONDS = 3.0
 """Time spent on the whole networks, which all estimates lean on."""
 
 _TRUST = 1.15
@@ -105,7 +105,7 @@ def measured_ratio(before: Model, after: Model, context: Context) -> float:
             Session(m, threads=1, custom_op_libs=context.custom_op_libs) for m in (before, after)
         )
         feed = noise(before, context.input_shapes, context.seed)
-        return steady_ratio(reference, candidate, feed, effort=Effort()).ratio
+        return steady_ratio(reference, candidate, feed).ratio
 
     first, second = (structure(model, context.input_shapes) for model in (before, after))
     return 1.0 if first == second else context.timings.get(f"ratio of {second} to {first}", measure)

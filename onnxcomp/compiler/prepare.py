@@ -14,6 +14,7 @@ from onnxcomp.compiler.verify import Outputs, Verifier
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.compare import decision_output
+from onnxcomp.runtime.timings import Timings, read_timings
 
 __all__ = ["Prepared", "prepare"]
 
@@ -23,7 +24,8 @@ class Prepared:
     """A run that is ready to start.
 
     `outputs` are what the original gives on the feeds of `verifier`, None where it is not run; `decision` is the output
-    on which classes are chosen, `metric` what the result is judged by, `excluded` the nodes to leave alone.
+    on which classes are chosen, `metric` what the result is judged by, `excluded` the nodes to leave alone, `timings` what
+    the clock says or said.
     """
 
     request: Request
@@ -34,6 +36,7 @@ class Prepared:
     decision: str | None
     metric: Metric | None
     excluded: frozenset[str]
+    timings: Timings
 
     @property
     def original(self) -> Model:
@@ -51,6 +54,7 @@ class Prepared:
             seed=self.request.seed,
             threads=self.request.threads,
             custom_op_libs=self.request.custom_op_libs,
+            timings=self.timings,
             progress=progress,
         )
 
@@ -62,6 +66,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
         UsageError, ModelError, DataError: for whatever cannot work, before any pass has run.
     """
     preflight(request)
+    known = None if request.timings is None else read_timings(request.timings)
     loaded = load_request(request, model)
     excluded = excluded_nodes(loaded.model, request.exclude)
     data = open_data(request, loaded)
@@ -71,7 +76,8 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
     decision = _decision(request, loaded.model, outputs)
     metric = _metric(request, data, decision, outputs)
     _check_bounds(request, data, metric, outputs)
-    return Prepared(request, loaded, data, verifier, outputs, decision, metric, excluded)
+    timings = Timings(known, strict=request.strict)
+    return Prepared(request, loaded, data, verifier, outputs, decision, metric, excluded, timings)
 
 
 def _check_needs(request: Request, model: Model, data: Data) -> None:

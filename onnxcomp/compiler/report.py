@@ -6,6 +6,7 @@ Report
 ├── runs              PassRun*      one per pass: status, cost before and after, changes, skips, notes
 ├── comparison        Comparison    output against input
 ├── conditions        Condition*    what was asked for, and whether it was met
+├── timings           key -> number what was measured by the clock, milliseconds and ratios; --timings replays it
 └── nodes             old name -> new name, None where the node is gone; unchanged names are absent
 """
 
@@ -133,6 +134,7 @@ class Report:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verification: Literal["full", "structural"] = "full"
     notes: tuple[str, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
     nodes: Mapping[str, str | None] = field(default_factory=dict)
     onnxcomp_version: str = __version__
     versions: Mapping[str, str] = field(default_factory=lambda: versions())

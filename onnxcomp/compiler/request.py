@@ -42,12 +42,13 @@ class Request:
         opset, ir_version: versions that the output file shall have; None keeps those of the input.
         decision: the output on which classes are chosen; found by its shape if None.
         reports: JSON files to write.
+        timings: a file of timings, or the report of a run, whose measurements are replayed; None measures.
         seed: every random choice derives from it.
         threads: of onnxruntime, 0 for all cores.
         custom_op_libs: shared libraries with operators of the model.
         allow_code, allow_links: trust `module:function` data, and external data behind links.
         allow_noop: write a copy where nothing changed.
-        strict: stop at the first pass that fails verification.
+        strict: stop at the first pass that fails verification, and at a timing that `timings` lacks.
         force: replace existing outputs.
     """
 
@@ -68,6 +69,7 @@ class Request:
     ir_version: int | None = None
     decision: str | None = None
     reports: tuple[Path, ...] = ()
+    timings: Path | None = None
     seed: int = 0
     threads: int = 0
     custom_op_libs: tuple[str, ...] = ()
@@ -180,7 +182,7 @@ def _check_outputs(request: Request) -> None:
     seen: set[Path] = set()
     # Not even --force may write over what this very run reads.
     data = [Path(d) for d in (request.calibration, request.evaluation) if isinstance(d, str | Path)]
-    read = [p for p in (request.source, *data) if p is not None and p.is_file()]
+    read = [p for p in (request.source, request.timings, *data) if p is not None and p.is_file()]
     for role, path in targets:
         if path is None:
             continue

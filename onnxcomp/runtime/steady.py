@@ -1,8 +1,8 @@
 """Times that can be believed on a machine that does other things, too: of one thread's work, repeated until they agree.
 
-A load that comes and goes lengthens some runs and shortens none, and takes the processor away more than it slows the
-thread's own work. So what is measured is the CPU time of the calling thread; of a group of runs close together the
-fastest counts, and between two models the ratio of the fastest of the same group.
+A load that comes and goes lengthens runs and shortens none, those of large models more than those of small ones: what
+else runs takes their weights out of the caches. So what is measured is the CPU time of the calling thread, and what
+counts is the fastest run, once it was not a single stroke of luck.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from onnxcomp.runtime.bench import Clock, Feeds, Runner, measure_latency
 
 __all__ = ["Effort", "Ratio", "fastest", "steady_ratio"]
 
+_AGREE = 3
+"""Groups of runs that have to agree before the fastest is believed."""
+
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: until ratios agree within `within`, at least `least` and at most `most` seconds."""
+    """How long to measure: until times agree within `within`, at least `least` and at most `most` seconds."""
 
     within: float = 0.01
     least: float = 0.5
-    most: float = 20.0
+    most: float = 10.0
 
 
 @dataclass(frozen=True)
 class Ratio:
     """The time of a candidate as a share of the reference's, and what both took, in seconds per run.
 
-    `spread` is how far the ratio may be off: the half width of its 95 % interval, as a share of it. `settled` says
-    whether that came down to what was wanted.
+    `spread` is by how much the third fastest group of runs lies above the fastest, as a share, of the model that is worse
+    off; `settled` says whether that came down to what was wanted.
     """
 
     ratio: float
@@ -81,7 +84,10 @@ def steady_ratio(
 ) -> Ratio:
     """Return the time of `candidate` as a share of that of `reference`, one thread, both run on `feed` in turns.
 
-    Groups of runs are taken until the median of their ratios is known within `effort.within`, or the time is up.
+    Groups of runs are taken until the three fastest of each model agree within `effort.within`, or the time is up.
+
+    Raises:
+        UsageError: where the clock is too coarse to tell a run from nothing.
     """
     sessions = {"reference": reference, "candidate": candidate}
     start, rows = wall(), list[tuple[float, float]]()
@@ -97,13 +103,12 @@ def steady_ratio(
 
 
 def _ratio(rows: Sequence[tuple[float, float]], within: float) -> Ratio:
-    table = np.array(rows)
+    """Return what the fastest runs of each group say; `rows` are seconds of the reference and of the candidate."""
+    table = np.sort(np.array(rows), axis=0)
     if not (table > 0).all():
         raise UsageError("the model is too fast for the clock of this machine; use a budget of macs")
-    ratios = table[:, 1] / table[:, 0]
-    ratio = float(np.median(ratios))
-    # The median absolute deviation, as a standard deviation (1.4826), of a median (sqrt(pi / 2)), to 95 % (1.96).
-    deviation = 1.4826 * float(np.median(np.abs(ratios - ratio)))
-    spread = 1.96 * 1.2533 * deviation / float(np.sqrt(len(rows))) / ratio
-    first, second = table.min(axis=0)
-    return Ratio(ratio, float(first), float(second), spread, len(rows) >= 6 and spread <= within)
+    reference, candidate = (float(seconds) for seconds in table[0])
+    spread = float((table[min(_AGREE, len(rows)) - 1] / table[0] - 1).max())
+    return Ratio(
+        candidate / reference, reference, candidate, spread, len(rows) >= _AGREE and spread <= within
+    )
