@@ -21,15 +21,23 @@ from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
+from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session
 
 __all__ = ["Batch", "Pair", "Weights", "refine"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
+Places = tuple[Array | None, Array | None]
 
 DAMPING = 1e-2
 """Ridge strength of the preconditioners, as a share of their mean diagonal."""
+
+LENGTHS_EVERY = 4
+"""The lengths of a step, three numbers, come from each fourth batch: what all of them say is the same to a percent."""
+
+KEPT_BYTES = 96 * 2**20
+"""Columns of the producer's input kept from one step to the next."""
 
 
 @dataclass(frozen=True)
@@ -78,28 +86,28 @@ def refine(
     pair: Pair,
     start: Weights,
     moments: tuple[Moments, Moments],
-    batches: Callable[[], Iterator[Batch]],
+    batches: Callable[[int], Iterator[Batch]],
     steps: int,
     rng: Callable[[], np.random.Generator],
     threads: int,
 ) -> Weights:
     """Return weights with a smaller squared error than `start`, after at most `steps` steps.
 
-    `moments` are the input moments of producer and reader; `batches` yields all batches anew at each call. A step that
-    does not lower the error is taken back and ends the refinement.
+    `moments` are the input moments of producer and reader; `batches(n)` yields each n-th batch anew at each call. A step
+    that does not lower the error is taken back and ends the refinement.
     """
     graphs = _Graphs(pair, start, threads)
+    slope = _Slope(pair, moments, graphs, rng, workers(threads))
     best, error = start, np.inf
     current, last = start, _zeros(start)
     for step in range(steps + 1):
-        found, gradient = _gradient(pair, current, graphs, batches(), rng())
-        if found >= error:
-            return best
+        # What the last step has come to is judged by its error alone.
+        found = slope.measure(current, batches(1)) if step < steps else graphs.error(current, batches(1))
+        if found >= error or step == steps:
+            return current if found < error else best
         best, error = current, found
-        if step == steps:
-            return best
-        direction = _precondition(pair, current, gradient, moments)
-        one, two, again = _lengths(graphs, current, direction, last, batches())
+        direction = _precondition(pair, current, slope.signals, moments)
+        one, two, again = _lengths(graphs, current, direction, last, batches(LENGTHS_EVERY))
         last = _zeros(start).plus(direction, one, two).plus(last, again, again)
         current = current.plus(last, 1.0, 1.0)
     return best
@@ -109,26 +117,62 @@ def _zeros(like: Weights) -> Weights:
     return Weights(*(np.zeros_like(a) for a in (like.w1, like.b1, like.w2, like.b2)))
 
 
-def _gradient(
-    pair: Pair,
-    weights: Weights,
-    graphs: _Graphs,
-    batches: Iterator[Batch],
-    rng: np.random.Generator,
-) -> tuple[float, tuple[_Signal, _Signal]]:
-    """Return the squared error, and for each node how its input varies with the error signal at its output."""
-    signals = (_Signal(), _Signal())
-    error = 0.0
-    for batch in batches:
-        back, residual, hidden = graphs.gradient(weights, batch)
-        error += float(np.vdot(residual, residual))
-        for node, x, y, signal in (
-            (pair.producer, batch.x, back, signals[0]),
-            (pair.reader, hidden, residual, signals[1]),
-        ):
-            chosen = _sample(node.positions(x), rng)
-            signal.add(node.columns_in(x, chosen), node.columns_out(y, chosen))
-    return error, signals
+class _Slope:
+    """The squared error and, for each node, how its input varies with the error signal at its output.
+
+    The producer's input never changes: its columns are kept from the first pass over the batches, as far as there is room.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        moments: tuple[Moments, Moments],
+        graphs: _Graphs,
+        rng: Callable[[], np.random.Generator],
+        count: int,
+    ) -> None:
+        self._pair, self._moments, self._graphs, self._rng, self._workers = pair, moments, graphs, rng, count
+        self._kept: dict[int, Array] = {}
+        self._room = KEPT_BYTES
+        self.signals = (_Signal(), _Signal())
+
+    def measure(self, weights: Weights, batches: Iterator[Batch]) -> float:
+        """Return the squared error over `batches`, and renew `signals`."""
+        self.signals = (_Signal(), _Signal())
+        error = 0.0
+
+        def work(job: tuple[int, Batch, Places]) -> tuple[int, float, Array, _Signal, _Signal]:
+            return job[0], *self._one(weights, *job)
+
+        for number, missed, columns, first, second in in_order(work, self._jobs(batches), self._workers):
+            error += missed
+            for signal, part in zip(self.signals, (first, second), strict=True):
+                signal.merge(part)
+            if number not in self._kept and columns.nbytes <= self._room:
+                self._kept[number] = columns
+                self._room -= columns.nbytes
+        return error
+
+    def _jobs(self, batches: Iterator[Batch]) -> Iterator[tuple[int, Batch, Places]]:
+        rng, pair = self._rng(), self._pair
+        for number, batch in enumerate(batches):
+            self._graphs.prepare(batch.x.shape[2:])
+            hidden = pair.producer.output_size(batch.x.shape[2:])
+            sizes = (hidden, pair.reader.output_size(hidden))
+            first, second = (_sample(int(np.prod(size)), rng) for size in sizes)
+            yield number, batch, (first, second)
+
+    def _one(
+        self, weights: Weights, number: int, batch: Batch, places: Places
+    ) -> tuple[float, Array, _Signal, _Signal]:
+        pair = self._pair
+        back, residual, hidden = self._graphs.gradient(weights, batch)
+        columns = self._kept.get(number)
+        if columns is None:
+            columns = pair.producer.columns_in(batch.x, places[0])
+        first = _Signal.of(self._moments[0], columns, pair.producer.columns_out(back, places[0]))
+        x, y = pair.reader.columns_in(hidden, places[1]), pair.reader.columns_out(residual, places[1])
+        return float(np.vdot(residual, residual)), columns, first, _Signal.of(self._moments[1], x, y)
 
 
 def _sample(total: int, rng: np.random.Generator, most: int = 128) -> Array | None:
@@ -165,16 +209,24 @@ class _Signal:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum_x: Array64 = np.zeros(1)
-        self.sum_y: Array64 = np.zeros(1)
-        self.sum_yx: Array64 = np.zeros(1)
+        self.sum_x: Array = np.zeros(1)
+        self.sum_y: Array = np.zeros(1)
+        self.sum_yx: Array = np.zeros(1)
 
-    def add(self, x: Array, y: Array) -> None:
-        """Add columns `x` `[g, d, n]` and `y` `[g, o, n]`."""
-        self.count += x.shape[2]
-        self.sum_x = self.sum_x + x.sum(2, dtype=np.float64)
-        self.sum_y = self.sum_y + y.sum(2, dtype=np.float64)
-        self.sum_yx = self.sum_yx + y @ x.transpose(0, 2, 1)
+    @staticmethod
+    def of(inputs: Moments, x: Array, y: Array) -> _Signal:
+        """Return the sums over columns `x` `[g, d, n]` and `y` `[g, o, n]`; `inputs` are the moments of such x."""
+        signal, target = _Signal(), inputs.target_of(x, y)
+        signal.count = x.shape[2]
+        signal.sum_x, signal.sum_y, signal.sum_yx = x.sum(2), target.sum_y, target.sum_yx
+        return signal
+
+    def merge(self, other: _Signal) -> None:
+        """Add the sums of another, in float64."""
+        self.count += other.count
+        self.sum_x = self.sum_x + other.sum_x.astype(np.float64)
+        self.sum_y = self.sum_y + other.sum_y.astype(np.float64)
+        self.sum_yx = self.sum_yx + other.sum_yx.astype(np.float64)
 
 
 def _curvature(pair: Pair, weights: Weights) -> Array64:
@@ -197,46 +249,65 @@ def _divide(curvature: Array64, flat: Array64) -> Array64:
 def _lengths(
     graphs: _Graphs, weights: Weights, direction: Weights, last: Weights, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """Return the lengths of (W1 part, W2 part, last step) that minimise the linearised error, on every other batch."""
-    A, b = np.zeros((3, 3)), np.zeros(3)
-    for number, batch in enumerate(batches):
-        if number % 2:
-            continue
-        moves, residual = graphs.moves(weights, direction, last, batch)
-        flat = np.stack([m.reshape(-1) for m in moves])
-        A += flat @ flat.T
-        b += flat @ residual.reshape(-1)
+    """Return the lengths of (W1 part, W2 part, last step) that minimise the linearised error over `batches`."""
+    gram = graphs.gram(weights, direction, last, batches)
+    A, b = gram[:3, :3].copy(), gram[:3, 3]
     A[np.diag_indices(3)] += 1e-9 * max(float(A.max()), 1e-30)
     one, two, again = np.linalg.solve(A, b)
     return float(one), float(two), float(again)
 
 
 class _Graphs:
-    """The pair as two onnxruntime graphs: error signals at both outputs, and the linearised effect of directions."""
+    """The pair as three onnxruntime graphs: the residual, error signals at both outputs, and linearised effects."""
 
     def __init__(self, pair: Pair, weights: Weights, threads: int) -> None:
-        self._pair, self._like, self._threads = pair, weights, threads
+        self._pair, self._like = pair, weights
+        self._workers, self._threads = workers(threads), share(threads)
         # The adjoint of a strided reader depends on the size of its input, which samples may differ in.
         self._gradients: dict[tuple[int, ...], Session] = {}
-        self._moves = Session(_Builder(pair, weights).moves_model(), threads=threads)
+        self._residual, self._moves = (
+            Session(model, threads=self._threads)
+            for model in (
+                _Builder(pair, weights).residual_model(),
+                _Builder(pair, weights).moves_model(),
+            )
+        )
 
-    def gradient(self, weights: Weights, batch: Batch) -> tuple[Array, Array, Array]:
-        """Return the error signal before the activation, the residual at the output, and the hidden values."""
-        spatial = batch.x.shape[2:]
+    def prepare(self, spatial: tuple[int, ...]) -> None:
+        """Make ready for `gradient` of inputs of size `spatial`."""
         if spatial not in self._gradients:
             model = _Builder(self._pair, self._like).gradient_model(spatial)
             self._gradients[spatial] = Session(model, threads=self._threads)
-        found = self._gradients[spatial].run({**weights.feeds(""), **_feeds(batch)})
+
+    def gradient(self, weights: Weights, batch: Batch) -> tuple[Array, Array, Array]:
+        """Return the error signal before the activation, the residual at the output, and the hidden values."""
+        found = self._gradients[batch.x.shape[2:]].run({**weights.feeds(""), **_feeds(batch)})
         return found["back"], found["residual"], found["hidden"]
 
-    def moves(
-        self, weights: Weights, direction: Weights, last: Weights, batch: Batch
-    ) -> tuple[list[Array], Array]:
-        """Return how the output moves along each direction, where it counts, and the residual."""
-        found = self._moves.run(
-            {**weights.feeds(""), **direction.feeds("d"), **last.feeds("l"), **_feeds(batch)}
-        )
-        return [found["one"], found["two"], found["again"]], found["residual"]
+    def error(self, weights: Weights, batches: Iterator[Batch]) -> float:
+        """Return the squared error over `batches`."""
+
+        def work(batch: Batch) -> float:
+            residual = self._residual.run({**weights.feeds(""), **_feeds(batch)})["residual"]
+            return float(np.vdot(residual, residual))
+
+        return sum(in_order(work, batches, self._workers))
+
+    def gram(self, weights: Weights, direction: Weights, last: Weights, batches: Iterator[Batch]) -> Array64:
+        """Return the products `[4, 4]` of the output's moves along W1, W2 and the last step, and of the residual."""
+
+        def work(batch: Batch) -> Array:
+            found = self._moves.run(
+                {**weights.feeds(""), **direction.feeds("d"), **last.feeds("l"), **_feeds(batch)}
+            )
+            flat = np.stack([found[name].reshape(-1) for name in ("one", "two", "again", "residual")])
+            product: Array = flat @ flat.T
+            return product
+
+        gram = np.zeros((4, 4))
+        for part in in_order(work, batches, self._workers):
+            gram += part
+        return gram
 
 
 def _feeds(batch: Batch) -> dict[str, Array]:
@@ -266,6 +337,11 @@ class _Builder:
         self._output(self._op("Mul", [back, active]), "back")
         self._output(residual, "residual")
         self._output(hidden, "hidden")
+        return Model(self.graph)
+
+    def residual_model(self) -> Model:
+        """Return the graph from weights and values to `residual`."""
+        self._output(self._forward(self._weights(""))[2], "residual")
         return Model(self.graph)
 
     def moves_model(self) -> Model:

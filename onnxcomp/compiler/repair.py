@@ -230,9 +230,11 @@ def _refine_pair(
     pair = Pair(link.producer, node, link.bounds, bounds)
     extra = [stop.other] if stop.other else []
 
-    def batches() -> Iterator[Batch]:
+    def batches(every: int) -> Iterator[Batch]:
         for was, now in zip(
-            old.again([node.output, *extra]), new.again([link.producer.input, *extra]), strict=True
+            old.again([node.output, *extra], 0, every),
+            new.again([link.producer.input, *extra], 0, every),
+            strict=True,
         ):
             wanted, added = stop.target(was, now)
             nothing: Array = np.zeros((1,) * wanted.ndim, np.float32)

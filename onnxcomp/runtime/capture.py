@@ -181,9 +181,9 @@ class Frontier:
             yield {name: found[name] if name in found else self._spool.read(name, batch) for name in wanted}
         self._done |= inside
 
-    def again(self, wanted: Sequence[str], start: int = 0) -> Iterator[Feed]:
-        """Yield the values of the last `advance` once more, from batch `start` on, without computing anything."""
-        for batch in range(start, self._batches):
+    def again(self, wanted: Sequence[str], start: int = 0, every: int = 1) -> Iterator[Feed]:
+        """Yield the values of the last `advance` once more, without computing anything: each `every`th batch from `start`."""
+        for batch in range(start, self._batches, every):
             yield {name: self._spool.read(name, batch) for name in wanted}
 
     def preview(self, model: Model, wanted: Sequence[str]) -> Iterator[Feed]:

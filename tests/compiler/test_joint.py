@@ -99,8 +99,8 @@ def test_a_perturbed_pair_finds_back_towards_the_network_that_made_its_targets(c
     wanted = [output(pair, weights_of(pair), x) for x in xs]
     start = weights_of(pair, noise=0.3)
 
-    def batches() -> Iterator[Batch]:
-        for x, y in zip(xs, wanted, strict=True):
+    def batches(every: int) -> Iterator[Batch]:
+        for x, y in zip(xs[::every], wanted[::every], strict=True):
             yield Batch(x, y, np.zeros((1, 1, 1, 1), np.float32))
 
     moments = statistics(pair, start, xs)
@@ -114,7 +114,7 @@ def test_no_steps_give_back_the_weights_as_they_were() -> None:
     x = rng.standard_normal((4, 4, 5, 5)).astype(np.float32)
     start = weights_of(pair)
 
-    def batches() -> Iterator[Batch]:
+    def batches(every: int) -> Iterator[Batch]:
         yield Batch(
             x, rng.standard_normal((4, 5, 5, 5)).astype(np.float32), np.zeros((1, 1, 1, 1), np.float32)
         )
@@ -130,7 +130,7 @@ def test_a_pair_that_is_right_already_stays() -> None:
     start = weights_of(pair)
     wanted = output(pair, start, x)
 
-    def batches() -> Iterator[Batch]:
+    def batches(every: int) -> Iterator[Batch]:
         yield Batch(x, wanted, np.zeros((1, 1, 1, 1), np.float32))
 
     moments = statistics(pair, start, [x])
