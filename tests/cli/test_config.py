@@ -41,6 +41,7 @@ def test_every_key_has_its_type(tmp_path: Path) -> None:
         opset = 18
         ir-version = 9
         report = "run.json"
+        timings = "earlier.json"
         allow-noop = true
         strict = false
         [set-shape]
@@ -66,6 +67,7 @@ def test_every_key_has_its_type(tmp_path: Path) -> None:
         opset=18,
         ir_version=9,
         report=(str(tmp_path / "run.json"),),
+        timings=tmp_path / "earlier.json",
         allow_noop=True,
         strict=False,
         set_shape={"my.input": (None, 3, 8, 8)},
