@@ -26,14 +26,16 @@ class Reference:
     standard deviation over classes, and the divergence is multiplied by its square, in nats per sample (Hinton 2015,
     "Distilling the knowledge in a neural network", section 2.1). At temperature 1 a network that is sure of its
     calibration images would show no damage until classes flip. The distance of any other output of floats is the squared
-    error as a share of the output's variance. Several outputs add up.
+    error as a share of the output's variance. Several outputs add up. Integers and truth values count only where there
+    are no floats, by the share that differ.
     """
 
     def __init__(self, batches: Sequence[Mapping[str, Array]]) -> None:
-        self._batches = [{n: a for n, a in batch.items() if _is_float(a)} for batch in batches]
+        floats = [{n: a for n, a in batch.items() if _is_array(a, "f")} for batch in batches]
+        discrete = [{n: a for n, a in batch.items() if _is_array(a, "iub")} for batch in batches]
+        self._batches = floats if any(floats) else discrete
         self.names = list(self._batches[0]) if self._batches else []
         self._scale = {name: self._spread(name) for name in self.names}
-        self.samples = sum(len(next(iter(b.values()))) for b in self._batches if b)
 
     def distance(self, batches: Iterable[Mapping[str, Array]]) -> float:
         """Return the distance of other outputs for the same batches; infinite where one is not finite."""
@@ -41,10 +43,13 @@ class Reference:
         for wanted, found in zip(self._batches, batches, strict=True):
             for name, array in wanted.items():
                 other = found[name]
+                if array.dtype.kind != "f":
+                    total += float((array != other).sum()) / self._scale[name]
+                    continue
                 if not np.isfinite(other).all():
                     return float("inf")
                 if _chooses(array):
-                    total += _divergence(array, other, self._scale[name]) / max(1, self.samples)
+                    total += _divergence(array, other, self._scale[name]) / self._count(name)
                 else:
                     gap = array.astype(np.float64) - other
                     total += float(np.vdot(gap, gap)) / self._scale[name]
@@ -58,12 +63,21 @@ class Reference:
         same = 0
         for wanted, found in zip(self._batches, batches, strict=True):
             same += int((wanted[name].argmax(1) == found[name].argmax(1)).sum())
-        return same / max(1, self.samples)
+        return same / self._count(name)
+
+    def _count(self, name: str) -> int:
+        """Return how many samples a class output has."""
+        return max(1, sum(len(batch[name]) for batch in self._batches))
 
     def _spread(self, name: str) -> float:
-        """Return the temperature of a class output, and the summed squared deviation of any other; 1 for a constant."""
+        """Return the temperature of a class output, and the summed squared deviation of any other; 1 for a constant.
+
+        Of integers and truth values return how many there are.
+        """
         arrays = [batch[name] for batch in self._batches]
-        if _chooses(arrays[0]):
+        if arrays[0].dtype.kind != "f":
+            spread = float(sum(array.size for array in arrays))
+        elif _chooses(arrays[0]):
             logits = np.concatenate([_logits(array, array) for array in arrays])
             spread = float((logits - logits.mean(1, keepdims=True)).std())
         else:
@@ -73,12 +87,12 @@ class Reference:
         return spread if spread > 0 else 1.0
 
 
-def _is_float(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+def _is_array(array: Any, kinds: str) -> bool:
+    return isinstance(array, np.ndarray | np.generic) and array.dtype.kind in kinds
 
 
 def _chooses(array: Array) -> bool:
-    return array.ndim == 2 and array.shape[1] >= 2
+    return array.dtype.kind == "f" and array.ndim == 2 and array.shape[1] >= 2
 
 
 def _divergence(wanted: Array, found: Array, temperature: float) -> float:

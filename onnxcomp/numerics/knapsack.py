@@ -89,12 +89,15 @@ def _first_price(classes: Sequence[Options]) -> float:
 def _dynamic(classes: Sequence[Options], budget: float, least: list[int]) -> list[int]:
     """Return the best choice on costs rounded up to buckets above each class's least cost."""
     floor = sum(float(o.cost[i]) for o, i in zip(classes, least, strict=True))
-    room = budget - floor
-    step = room / BUCKETS if room > 0 else 1.0
+    step = (budget - floor) / BUCKETS
+    if step <= 0:
+        return list(least)
     best: NDArray[Any] = np.zeros(BUCKETS + 1)
     taken = np.zeros((len(classes), BUCKETS + 1), np.int32)
     for number, (o, cheapest) in enumerate(zip(classes, least, strict=True)):
-        extra = np.ceil((o.cost - o.cost[cheapest]) / step - 1e-9).astype(np.int64)
+        buckets = np.ceil((o.cost - o.cost[cheapest]) / step - 1e-9)
+        # Beside a small step a cost can be beyond whole numbers.
+        extra = np.minimum(buckets, BUCKETS + 1).astype(np.int64)
         new = np.full(BUCKETS + 1, np.inf)
         for index in np.flatnonzero(extra <= BUCKETS):
             shift = int(extra[index])
