@@ -9,10 +9,11 @@ from typing import Literal
 
 from onnxcomp.compiler.budget import Limits, fits_exactly
 from onnxcomp.compiler.ladders import unmeasured
+from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.recovery import Recovery, recover
 from onnxcomp.compiler.rounds import Budget, Chooser, choose
-from onnxcomp.compiler.scene import Plan, Scene, count_price, pipeline_cost
+from onnxcomp.compiler.scene import Plan, Price, Scene, count_price, pipeline_cost
 from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
@@ -41,6 +42,10 @@ class PruneFilters(Pass):
     ratio: float | None = option(None, "share of channels removed from every group, 0 <= ratio < 1")
     macs: float | None = option(None, "share of the multiply-accumulates that may remain, 0 < macs <= 1")
     params: float | None = option(None, "share of the parameters that may remain, 0 < params <= 1")
+    latency: float | None = option(
+        None,
+        "share of the measured time that may remain (batch 1, one thread, this machine), 0 < latency <= 1",
+    )
     scope: Literal["global", "uniform"] = option(
         "global",
         "how a budget is shared out: by each group's measured effect on the output, or the same share from every group",
@@ -78,12 +83,12 @@ class PruneFilters(Pass):
     )
 
     def check(self) -> None:
-        """Raise UsageError unless exactly one of ratio, macs and params is given and all are in range."""
-        budgets = ("ratio", "macs", "params")
+        """Raise UsageError unless exactly one of ratio, macs, params and latency is given and all are in range."""
+        budgets = ("ratio", "macs", "params", "latency")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) != 1:
             said = f"{' and '.join(given)} are given" if given else "none of them is given"
-            raise UsageError(f"{self.name}: give one of ratio, macs and params; {said}")
+            raise UsageError(f"{self.name}: give one of ratio, macs, params and latency; {said}")
         in_range(self.name, "ratio", self.ratio, 0, 1, open_high=True)
         for name in budgets[1:]:
             value = getattr(self, name)
@@ -100,7 +105,7 @@ class PruneFilters(Pass):
                     )
         if self.ratio is not None and self.iterations > 1:
             raise UsageError(
-                f"{self.name}: iterations={self.iterations} approach a budget; give macs or params, not ratio"
+                f"{self.name}: iterations={self.iterations} approach a budget; give macs, params or latency, not ratio"
             )
         if self.layers and (self.scope != "global" or self.ratio is not None):
             raise UsageError(f"{self.name}: layers=true needs a budget and scope=global, which weighs blocks")
@@ -150,6 +155,9 @@ class PruneFilters(Pass):
     def _budget(self, context: Context) -> Budget:
         if self.ratio is not None:
             return Budget("ratio", self.ratio, 1.0, lambda scene: lambda keep: 1.0)
+        if self.latency is not None:
+            measure = partial(measured_ratio, context.original, context=context)
+            return Budget("latency", self.latency, 1.0, partial(_latency_price, context), measure)
         what: Literal["macs", "params"] = "macs" if self.macs is not None else "params"
         share = self.macs if self.macs is not None else self.params
         assert share is not None
@@ -176,7 +184,7 @@ class PruneFilters(Pass):
         if plan.empty and price({}) <= budget.target:
             log.note(f"the budget {budget.what}={budget.share:g} is met without cutting")
             return
-        achieved = price(plan.priced(scene.groups))
+        achieved = price(plan.priced(scene.groups)) if plan.measured is None else plan.measured
         if not plan.reached:
             limited = [f"{o.name}={getattr(self, o.field):g}" for o in self.options() if o.field in _LIMITS]
             reasons = dict.fromkeys(f"{g.name}: {g.blocked}" for g in scene.groups if g.blocked)
@@ -190,6 +198,11 @@ class PruneFilters(Pass):
                 f"{budget.what} fall to {achieved / budget.whole:.4f}, more than asked for: "
                 f"align={self.align}, min-channels={self.min_channels} or the size of channel blocks allow nothing between"
             )
+
+
+def _latency_price(context: Context, scene: Scene) -> Price:
+    timed = LatencyPrice(scene.model, scene.groups, scene.shapes, context)
+    return lambda keep: timed.of(keep) / timed.whole
 
 
 def _tell_cut(scene: Scene, plan: Plan, log: PassLog) -> None:

@@ -24,6 +24,10 @@ MOST_LEVELS = 24
 """Levels of a ladder that the knapsack chooses among; the exact fill takes single steps afterwards."""
 
 
+FARTHEST = 16
+"""Counts further down that one step may go to where those between cost the same: kernels work on 16 channels at once."""
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Units removed from each ladder, and the numbers of the alternatives taken whole instead of their ladders."""
@@ -182,11 +186,15 @@ class _Problem:
         best: tuple[float, Allocation, float] | None = None
         for index in self._free(plan):
             counts = self.allowed[index]
-            place = counts.index(plan.removed[index]) + 1
-            if place < len(counts):
+            here = counts.index(plan.removed[index])
+            # Time falls in steps of many channels: the next count that is any cheaper is one step.
+            for place in range(here + 1, min(len(counts), here + 1 + FARTHEST)):
                 trial = _with(plan, index, counts[place])
-                harm = float(self.damage[index][place] - self.damage[index][place - 1])
-                best = self._better(best, trial, harm, now)
+                harm = float(self.damage[index][place] - self.damage[index][here])
+                found = self._better(best, trial, harm, now)
+                if found is not best or place == here + FARTHEST:
+                    best = found
+                    break
         for number, whole in enumerate(self.wholes):
             if number not in plan.gone:
                 had = sum(self._damage_at(index, plan.removed[index]) for index in whole.ladders)

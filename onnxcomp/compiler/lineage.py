@@ -18,9 +18,9 @@ Mask = NDArray[np.bool_]
 class Lineage:
     """The units of `groups` that are still there; `keep` holds a mask for every group that has lost any."""
 
-    def __init__(self, groups: ChannelGroups) -> None:
+    def __init__(self, groups: ChannelGroups, keep: Mapping[str, Mask] | None = None) -> None:
         self.groups = groups
-        self.keep: dict[str, Mask] = {}
+        self.keep: dict[str, Mask] = dict(keep or {})
         self._where: dict[tuple[str, int, str], list[tuple[str, Member]]] = {}
         for group in groups:
             for member in group.members:

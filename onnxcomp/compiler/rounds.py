@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.lineage import Lineage
 from onnxcomp.compiler.measured import MeasuredShares
+from onnxcomp.compiler.meet import meet_latency
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.scene import Plan, Price, Scene, open_scene
 from onnxcomp.compiler.uniform import UniformShares, at_ratio
@@ -28,12 +30,16 @@ QuickRepair = Callable[[Scene, Plan], Model]
 
 @dataclass(frozen=True)
 class Budget:
-    """What may remain: `share` of `whole`, priced by `price_of`; or with `what="ratio"` the share removed everywhere."""
+    """What may remain: `share` of `whole`, priced by `price_of`; or with `what="ratio"` the share removed everywhere.
+
+    Where a price is only an estimate, `measure` returns the real one of a model that has been cut.
+    """
 
     what: Literal["ratio", "macs", "params", "latency"]
     share: float
     whole: float
     price_of: Callable[[Scene], Price]
+    measure: Callable[[Model], float] | None = None
 
     @property
     def target(self) -> float:
@@ -69,26 +75,61 @@ def choose(
     first = open_scene(model, excluded, chooser.limits, chooser.criterion, context, log)
     if chooser.budget.what == "ratio":
         return first, at_ratio(first, chooser.budget.share), None
-    lineage, reference, scene = Lineage(first.groups), None, first
+    reference: Reference | None = None
+    scene = first
     so_far = Plan({}, True)
     targets = _targets(chooser, first)
     for number, target in enumerate(targets, 1):
-        price = chooser.budget.price_of(scene)
-        if chooser.scope == "global":
-            blocks = residual_blocks(model, scene.groups, excluded) if chooser.layers and number == 1 else []
-            shares = MeasuredShares(scene, price, reference, tuple(blocks))
-            plan = shares.plan(target)
-            if not plan.empty:
-                reference = shares.measured.reference
+        shares = _shares(chooser, scene, reference, excluded, blocks=number == 1)
+
+        plan_for = partial(_composed, first, so_far, scene, shares)
+        if chooser.budget.measure is None or number < len(targets):
+            so_far = plan_for(target)
         else:
-            plan = UniformShares(scene, price).plan(target)
-        lineage.record(scene.groups, plan.keep)
-        estimate = None if plan.estimate is None else (so_far.estimate or 0.0) + plan.estimate
-        so_far = Plan(lineage.keep, plan.reached, estimate, so_far.drops or plan.drops)
+            so_far = _meet(chooser.budget, first, plan_for, log)
+        if isinstance(shares, MeasuredShares) and not so_far.empty:
+            reference = shares.measured.reference
         if number < len(targets):
             current = quick_repair(first, so_far)
             scene = open_scene(current, excluded, chooser.limits, chooser.criterion, context, log, quiet=True)
     return first, so_far, reference
+
+
+def _composed(
+    first: Scene, base: Plan, scene: Scene, shares: MeasuredShares | UniformShares, target: float
+) -> Plan:
+    """Return the plan for `first` of what `base` has cut already and `shares` cut next of `scene`."""
+    plan = shares.plan(target)
+    lineage = Lineage(first.groups, base.keep)
+    lineage.record(scene.groups, plan.keep)
+    estimate = None if plan.estimate is None else (base.estimate or 0.0) + plan.estimate
+    return Plan(lineage.keep, plan.reached, estimate, base.drops or plan.drops)
+
+
+def _shares(
+    chooser: Chooser, scene: Scene, reference: Reference | None, excluded: Mapping[str, str], *, blocks: bool
+) -> MeasuredShares | UniformShares:
+    price = chooser.budget.price_of(scene)
+    if chooser.scope == "uniform":
+        return UniformShares(scene, price, deep=chooser.budget.measure is not None)
+    whole = residual_blocks(scene.model, scene.groups, excluded) if chooser.layers and blocks else []
+    return MeasuredShares(scene, price, reference, tuple(whole))
+
+
+def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: PassLog) -> Plan:
+    """Return the plan whose cut model is measured to be within `budget`, and nearest to it."""
+    assert budget.measure is not None
+
+    def measure(plan: Plan) -> float:
+        cut = scene.model.clone()
+        plan.cut(cut, scene.groups)
+        assert budget.measure is not None
+        return budget.measure(cut)
+
+    plan, measured, notes = meet_latency(plan_for, measure, budget.target)
+    for note in notes:
+        log.note(note)
+    return replace(plan, reached=measured <= budget.target, measured=measured)
 
 
 def _targets(chooser: Chooser, scene: Scene) -> Sequence[float]:

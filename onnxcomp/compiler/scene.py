@@ -59,12 +59,14 @@ class Plan:
     `keep` never empties a group: those inside a block that goes are not in it.
 
     `estimate` is the damage foretold, as a distance of outputs (see `divergence`); None where nothing was measured.
+    `measured` is the real price of the cut model as a share of the original's, where prices are estimates.
     """
 
     keep: dict[str, Mask]
     reached: bool
     estimate: float | None = None
     drops: tuple[Drop, ...] = ()
+    measured: float | None = None
 
     @property
     def empty(self) -> bool:

@@ -27,11 +27,15 @@ def at_ratio(scene: Scene, ratio: float) -> Plan:
 
 
 class UniformShares:
-    """Plans for a budget with one share for all inner channels, and one for residual streams where they must go too."""
+    """Plans for a budget with one share for all inner channels, and one for residual streams where they must go too.
 
-    def __init__(self, scene: Scene, price: Price) -> None:
+    With `deep` all units are put in order once, for plans at several targets.
+    """
+
+    def __init__(self, scene: Scene, price: Price, *, deep: bool = False) -> None:
         self._scene = scene
         self._price = price
+        self._deep = deep
 
     @cached_property
     def _rough(self) -> dict[str, list[Ladder]]:
@@ -42,14 +46,24 @@ class UniformShares:
         scene = self._scene
         if self._price({}) <= target:
             return Plan({}, True)
-        # The depth is planned with unordered ladders first: only what may go has to be put in order.
-        rough, _ = self._filled(self._rough, target, fill=False)
-        depths = {g.name: self._depths(g, rough.get(g.name)) for g in scene.open}
-        ordered: dict[str, list[Ladder]] = {g.name: [] for g in scene.open}
-        for ladder in scene.ordered(depths):
-            ordered[ladder.group].append(ladder)
+        if self._deep:
+            ordered = self._all
+        else:
+            # The depth is planned with unordered ladders first: only what may go has to be put in order.
+            rough, _ = self._filled(self._rough, target, fill=False)
+            ordered = self._ordered({g.name: self._depths(g, rough.get(g.name)) for g in scene.open})
         keep, reached = self._filled(ordered, target, fill=True)
         return Plan(keep, reached)
+
+    @cached_property
+    def _all(self) -> dict[str, list[Ladder]]:
+        return self._ordered({name: [len(x.order) for x in made] for name, made in self._rough.items()})
+
+    def _ordered(self, depths: dict[str, list[int]]) -> dict[str, list[Ladder]]:
+        ordered: dict[str, list[Ladder]] = {g.name: [] for g in self._scene.open}
+        for ladder in self._scene.ordered(depths):
+            ordered[ladder.group].append(ladder)
+        return ordered
 
     def _filled(
         self, ladders: dict[str, list[Ladder]], target: float, *, fill: bool
