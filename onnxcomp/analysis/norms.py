@@ -66,8 +66,7 @@ def tail_norm(flow: Flow, node: Node) -> list[Labels]:
     axes = range(int(node.attrs.get("axis", -1)) % rank, rank)
     made = flow.mixed(labels, axes, f"{node.op} {node.name!r} normalises over the channels")
     flow.whole(node, (1, 2), f"{node.op} {node.name!r} reads it")
-    reduced = Labels(made.ids, made.shape)
-    return [reduced, *(Labels(made.ids, flow.shape(node, i)) for i in range(1, len(node.outputs)))]
+    return [made, *(Labels(made.ids, flow.shape(node, i)) for i in range(1, len(node.outputs)))]
 
 
 def mean_variance(flow: Flow, node: Node) -> list[Labels]:
