@@ -307,13 +307,17 @@ def _spans(
     labels: LabelMap, classes: Classes, where: dict[int, tuple[int, int]], count: int
 ) -> list[list[Units]]:
     """Return for each group the distinct sets of its units of which one must stay, or some value would be empty."""
-    seen: list[dict[bytes, Units]] = [{} for _ in range(count)]
+    found: list[dict[bytes, Units]] = [{} for _ in range(count)]
+    distinct: dict[bytes, Units] = {}
     for value in labels.values.values():
         for view in classes:
-            number, units = _answering(np.unique(view[value.ids]).tolist(), where)
-            if len(units):
-                seen[number].setdefault(units.tobytes(), units)
-    return [list(found.values()) for found in seen]
+            roots = np.unique(view[value.ids])
+            distinct.setdefault(roots.tobytes(), roots)
+    for roots in distinct.values():
+        number, units = _answering(roots.tolist(), where)
+        if len(units):
+            found[number].setdefault(units.tobytes(), units)
+    return [list(each.values()) for each in found]
 
 
 def _answering(roots: list[int], where: dict[int, tuple[int, int]]) -> tuple[int, Units]:
@@ -337,26 +341,35 @@ def _uncovered(
     Each view alone leaves something of every value. Both together do where every unit that one view has to leave meets
     all of those of which the other has to leave one, or something that the other cannot remove.
     """
-    found: dict[int, str] = {}
+    distinct: dict[bytes, Units] = {}
     for value in labels.values.values() if view == HEADS else ():
         pairs = np.unique(classes[:, value.ids.reshape(-1)], axis=1)
-        if (pairs[DIMS] == pairs[HEADS]).all():
-            continue
-        spans = []
-        for roots in pairs:
-            number, units = _answering(np.unique(roots).tolist(), where)
-            spans.append(
-                {root for root in roots.tolist() if root in where and where[root][0] == number and len(units)}
-            )
-        dims = spans[DIMS] or set(pairs[DIMS].tolist()) - where.keys()
-        covered = [
-            _covers(set(pairs[HEADS][pairs[DIMS] == d].tolist()), d, spans[HEADS], where) for d in dims
-        ]
-        if not (all(covered) if spans[DIMS] else any(covered)):
-            reason = "its heads and their channels do not make up a whole rectangle"
-            found.update(dict.fromkeys(pairs[HEADS].tolist(), reason))
+        if not (pairs[DIMS] == pairs[HEADS]).all():
+            distinct.setdefault(pairs.tobytes(), pairs)
+    found: dict[int, str] = {}
+    for pairs in distinct.values():
+        reason = "its heads and their channels do not make up a whole rectangle"
+        found.update({} if _covered(pairs, where) else dict.fromkeys(pairs[HEADS].tolist(), reason))
     return found
 
 
-def _covers(heads: set[int], dim: int, span: set[int], where: dict[int, tuple[int, int]]) -> bool:
-    return dim in heads or bool(heads - where.keys()) or bool(span and heads >= span)
+def _covered(pairs: Units, where: dict[int, tuple[int, int]]) -> bool:
+    """Return whether elements of the classes `pairs` `[2, n]` (both views) stay, however both views choose."""
+    spans = []
+    for roots in pairs:
+        number, units = _answering(np.unique(roots).tolist(), where)
+        own = {root for root in roots.tolist() if len(units) and where[root][0] == number}
+        spans.append(own)
+    heads: dict[int, set[int]] = {}
+    for dim, head in pairs.T.tolist():
+        heads.setdefault(dim, set()).add(head)
+
+    def covers(dim: int) -> bool:
+        met = heads[dim]
+        return (
+            dim in met or any(head not in where for head in met) or bool(spans[HEADS] and met >= spans[HEADS])
+        )
+
+    if spans[DIMS]:
+        return all(map(covers, spans[DIMS]))
+    return any(covers(dim) for dim in heads if dim not in where)

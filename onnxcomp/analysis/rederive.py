@@ -10,7 +10,7 @@ from onnxcomp.analysis.labels import LabelMap, Labels
 from onnxcomp.analysis.moves import pad_amounts, slice_bounds
 from onnxcomp.analysis.sizing import target_places
 from onnxcomp.analysis.views import Classes, Mask
-from onnxcomp.ir.graph import Array, Constant, Node, Value
+from onnxcomp.ir.graph import Array, Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 
 __all__ = ["Edit", "axis_masks", "edits"]
@@ -29,7 +29,7 @@ def edits(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> li
         for node, kind in dict.fromkeys(labels.rederive)
     ]
     found += [
-        _counted(nodes[maker.name], part, axis_masks(labels.values[value], classes, removed).get(axis))
+        _counted(model, maker.name, part, value, axis_masks(labels.values[value], classes, removed).get(axis))
         for maker, part, value, axis in labels.counts
     ]
     return [edit for edit in found if edit is not None]
@@ -85,17 +85,34 @@ def _regroup_norm(node: Node, labels: LabelMap, classes: Classes, removed: Mask)
     return _set_attribute(node, "num_groups", int(masks[1].sum()) // each)
 
 
-def _counted(maker: Node, part: int, stays: Mask | None) -> Edit | None:
-    """Return the edit that stores, as input `part` of a Concat, how many positions of an axis stay."""
+def _counted(model: Model, maker: str, part: int, value: str, stays: Mask | None) -> Edit | None:
+    """Return the edit that stores how many positions stay, as input `part` of the Concat whose sizes make `value`."""
     if stays is None:
         return None
     count = np.array([stays.sum()], np.int64)
+    node = next(n for n in model.graph.nodes if any(v.name == value for v in n.outputs))
+    index = next(i for i, v in enumerate(node.inputs) if v.producer is not None and v.producer.name == maker)
 
     def edit(model: Model) -> None:
-        name = f"{maker.name}.{part}"
-        model.graph.set_input(maker, part, model.graph.add_constant(name, count))
+        own = _own_sizes(model, node, index)
+        model.graph.set_input(own, part, model.graph.add_constant(f"{own.name}.{part}", count))
 
     return edit
+
+
+def _own_sizes(model: Model, node: Node, index: int) -> Node:
+    """Return the Concat of the sizes that `node` reads as input `index`, after a copy where others read them too."""
+    sizes = node.inputs[index]
+    maker = sizes.producer
+    assert isinstance(maker, Node)
+    if model.graph.sole_use(sizes) is node:
+        return maker
+    name = model.graph.fresh_name(f"{node.name}.sizes")
+    made = Variable(name, sizes.dtype, sizes.shape)
+    own = Node("Concat", name, dict(maker.attrs), list(maker.inputs), [made])
+    model.graph.insert(own, node)
+    model.graph.set_input(node, index, made)
+    return own
 
 
 def _target(index: int, *, axes: bool = False) -> Rederive:
@@ -118,7 +135,7 @@ def _target(index: int, *, axes: bool = False) -> Rederive:
             # An Expand leaves the axes as they are for which it says 1.
             if target[place.position] == made.shape[axis]:
                 target[place.position] = masks[axis].sum()
-        return _set_all(new)
+        return _set_all(node, index, new)
 
     return rederive
 
@@ -141,10 +158,11 @@ def _reshape(node: Node, labels: LabelMap, classes: Classes, removed: Mask) -> E
                 target[place.position] = size
         elif target[place.position] != -1 and axis in masks:
             target[place.position] = size
-    return _set_all(new)
+    return _set_all(node, 1, new)
 
 
-def _set_all(new: dict[tuple[Node, int], Array]) -> Edit | None:
+def _set_all(node: Node, index: int, new: dict[tuple[Node, int], Array]) -> Edit | None:
+    """Return the edit that stores new parts of the sizes that `node` reads as input `index`, by node and input."""
     changed = {
         key: array
         for key, array in new.items()
@@ -154,8 +172,9 @@ def _set_all(new: dict[tuple[Node, int], Array]) -> Edit | None:
         return None
 
     def edit(model: Model) -> None:
-        for (maker, index), array in changed.items():
-            model.graph.set_constant(maker, index, array)
+        for (maker, part), array in changed.items():
+            owner = node if maker is node else _own_sizes(model, node, index)
+            model.graph.set_constant(owner, part, array)
 
     return edit
 

@@ -198,25 +198,20 @@ def follow_target(flow: Flow, node: Node, index: int, made: Labels, elements: Ma
     value = node.inputs[index]
     places = target_places(node, index, flow.map)
     sizes = np.full(len(elements), Size(), object) if isinstance(value, Constant) else _elements(flow, value)
-    edits = False
     for axis, element in elements.items():
         place = places[element] if places is not None else None
         if axis not in made.axes:
             if place is None or place.position is None:
                 _block(flow, sizes[element])
         elif place is not None and place.position is not None:
-            edits = True
+            continue
         elif sizes[element].copy is not None:
             _tie_to(flow, sizes[element], made, axis)
         elif place is not None and sizes[element].fixed and sizes[element].leaves:
-            edits = True
             flow.map.counts.append((place.node, place.index, node.output.name, axis))
         else:
             block_counted(flow, value)
             raise Blocked(f"{node.op} {node.name!r} computes its shape; fold it first or fix the input shape")
-    if edits and not isinstance(value, Constant) and flow.graph.sole_use(value) is not node:
-        block_counted(flow, value)
-        raise Blocked(f"{node.op} {node.name!r} shares its computed shape with other nodes")
 
 
 def _tie_to(flow: Flow, size: Size, made: Labels, axis: int) -> None:

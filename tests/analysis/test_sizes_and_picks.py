@@ -254,14 +254,27 @@ def test_a_number_of_channels_that_becomes_another_size_blocks_them() -> None:
     assert stays(text)["h"] == "Shape 'size' reads the number of channels"
 
 
-def test_a_computed_target_of_two_reshapes_is_not_rewritten() -> None:
+def test_a_computed_target_of_two_reshapes_is_copied_for_what_they_then_need() -> None:
     text = net(
         "(float[N,3,8,8] x) => (float[N,4,8,8] y)",
         f"{CONV}, int64[1] n0 = {{0}}, int64[3] rest = {{6,8,8}}, float[6,3,3,3] d",
         f"{HEAD} i = Conv<pads=[1,1,1,1]>(x, d) s = Shape(h) b = Gather(s, n0) t = Concat<axis=0>(b, rest)"
         " [one] r = Reshape(h, t) [two] v = Reshape(i, t) m = Mul(r, v) y = Conv(m, c)",
     )
-    assert stays(text)["h"] == "Reshape 'one' shares its computed shape with other nodes"
+    cut = hold(text)
+    assert free(cut.groups) == {"h": 6}
+    targets = [n.inputs[1].name for n in cut.pruned.graph.nodes if n.op == "Reshape"]
+    assert targets[0] != targets[1]
+
+
+def test_a_computed_target_that_another_reshape_reads_stays_for_that_one() -> None:
+    text = net(
+        "(float[N,3,8,8] x, float[N,6,4,16] z) => (float[N,4,8,8] y, float[u,v,w,q] w)",
+        f"{CONV}, int64[1] n0 = {{0}}, int64[3] rest = {{6,8,8}}",
+        f"{HEAD} s = Shape(h) b = Gather(s, n0) t = Concat<axis=0>(b, rest) r = Reshape(h, t) w = Reshape(z, t)"
+        " y = Conv(r, c)",
+    )
+    assert free(hold(text).groups) == {"h": 6}
 
 
 def test_a_shape_that_is_counted_in_full_blocks() -> None:
