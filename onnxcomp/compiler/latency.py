@@ -114,20 +114,27 @@ def measured_ratio(before: Model, after: Model, context: Context) -> float:
 def _networks(
     original: Model, model: Model, reference: Model, context: Context, timer: Timer
 ) -> tuple[float, float, float]:
-    """Return the milliseconds of the `original`, of `model` and of `reference`, measured in turns."""
-    named = {f"network {structure(m, context.input_shapes)}": m for m in (original, model)}
-    named["reference"] = reference
-    found: dict[str, float] = {}
+    """Return the milliseconds of the `original`, of `model` and of `reference`, all at the pace of the first time."""
+    first, second = (structure(m, context.input_shapes) for m in (original, model))
+    found: list[float] = []
 
-    def measure(name: str) -> float:
+    def together(place: int) -> float:
         if not found:
-            context.progress("measuring the latency of the model", 0, 0)
-            times = timer(list(named.values()), context.input_shapes, _NETWORK_SECONDS)
-            found.update(zip(named, times, strict=True))
-        return found[name]
+            found.extend(measure(original, reference))
+        return found[place]
 
-    first, *others, pace = (context.timings.get(name, partial(measure, name)) for name in named)
-    return first, others[0] if others else first, pace
+    def measure(*models: Model) -> list[float]:
+        context.progress("measuring the latency of the model", 0, 0)
+        return timer(models, context.input_shapes, _NETWORK_SECONDS)
+
+    def beside() -> float:
+        slow, fast = measure(original, model)
+        return fast * whole / slow
+
+    whole = context.timings.get(f"network {first}", partial(together, 0))
+    pace = context.timings.get("reference", partial(together, 1))
+    full = whole if first == second else context.timings.get(f"network {second}", beside)
+    return whole, full, pace
 
 
 def structure(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> str:
