@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 __all__ = ["Reader", "eliminate", "norms"]
@@ -17,6 +18,13 @@ Units = NDArray[np.int64]
 
 DAMPING = 1e-3
 """Added to the diagonal of a covariance, as a share of its mean: dead channels make it singular."""
+
+
+STRIP = 64
+"""Rows of an inverse that are updated at once: they stay in the cache."""
+
+SHRINK = 0.75
+"""Share of columns still there from which on the others are left out of the arrays."""
 
 
 @dataclass
@@ -88,57 +96,95 @@ def eliminate(
             progress(len(order))
 
 
+@dataclass
+class _Class:
+    """Units of which a consumer reads equally many columns: `columns` and their own covariance, by unit."""
+
+    units: Units
+    columns: Units
+    own: Array64
+
+
 class _State:
-    """One consumer during the elimination; columns are sorted so that a unit's columns stand together."""
+    """One consumer during the elimination: weights `[d, o]` and inverse covariance of the columns that are left."""
 
     def __init__(self, reader: Reader, count: int) -> None:
-        self.columns = [np.flatnonzero(reader.units == unit) for unit in range(count)]
-        self.count = count
         H = np.array(reader.H, np.float64)
-        self.own = [H[np.ix_(c, c)] for c in self.columns]
+        self.classes = _classes(reader.units, count, H)
         diagonal = np.einsum("ii->i", H)
         damp = DAMPING * float(diagonal.mean())
         diagonal += damp if damp > 0 else 1.0
-        self.W = np.array(reader.weight, np.float64)
-        variance = float(np.einsum("od,de,oe->", self.W, H, self.W, optimize=True))
+        self.W = np.array(reader.weight.T, np.float64, order="C")
+        variance = float(np.sum((H @ self.W) * self.W))
         self.scale = 1.0 / variance if variance > 0 else 0.0
-        self.inverse = np.linalg.inv(H)
-        sizes = {len(c) for c in self.columns if len(c)}
-        self.even = len(sizes) == 1
+        self.inverse = _inverse(H)
+        self.there = np.ones(len(H), bool)
 
     def costs(self, alive: Array) -> Array64:
         """Return the cost `[count]` of removing each unit alone; 0 for units this consumer does not read."""
-        found = np.zeros(self.count)
-        live = [unit for unit in range(self.count) if alive[unit] and len(self.columns[unit])]
-        if not live:
-            return found
-        if self.even:
-            columns = np.stack([self.columns[unit] for unit in live])
-            blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-            W = self.W[:, columns].transpose(1, 0, 2)
-            refitted = np.einsum("uok,ukj,uoj->u", W, np.linalg.inv(blocks), W, optimize=True)
-            own = np.stack([self.own[unit] for unit in live])
-            found[live] = np.minimum(refitted, np.einsum("uok,ukj,uoj->u", W, own, W, optimize=True))
-        else:
-            for unit in live:
-                c = self.columns[unit]
-                W_c = self.W[:, c]
-                block = np.linalg.inv(self.inverse[np.ix_(c, c)])
-                found[unit] = min(np.einsum("ok,kj,oj->", W_c, way, W_c) for way in (block, self.own[unit]))
+        found = np.zeros(len(alive))
+        for each in self.classes:
+            live = alive[each.units]
+            c = each.columns[live]
+            W = self.W[c]
+            squares = W @ W.transpose(0, 2, 1)
+            blocks = self.inverse[c[:, :, None], c[:, None, :]]
+            solved = 1 / blocks if c.shape[1] == 1 else np.linalg.inv(blocks)
+            refitted, untouched = ((squares * way).sum((1, 2)) for way in (solved, each.own[live]))
+            found[each.units[live]] = np.minimum(refitted, untouched)
         return found * self.scale
 
     def remove(self, unit: int) -> None:
         """Remove a unit's columns and update the weights and the inverse of what stays."""
-        c = self.columns[unit]
-        if not len(c):
-            return
+        for each in self.classes:
+            for c in each.columns[each.units == unit]:
+                self._remove_columns(c)
+
+    def _remove_columns(self, c: Units) -> None:
         rows = self.inverse[c]
         solved = np.linalg.solve(rows[:, c], rows)
-        self.W -= self.W[:, c] @ solved
-        self.inverse -= rows.T @ solved
+        self.W -= solved.T @ self.W[c]
+        for start in range(0, len(self.inverse), STRIP):
+            strip = slice(start, start + STRIP)
+            self.inverse[strip] -= rows[:, strip].T @ solved
         # What was removed must not come back through rounding: exact zeros, and a unit diagonal to stay invertible.
-        self.W[:, c] = 0.0
+        self.W[c] = 0.0
         self.inverse[c] = 0.0
         self.inverse[:, c] = 0.0
         self.inverse[c, c] = 1.0
-        self.columns[unit] = np.zeros(0, np.int64)
+        self.there[c] = False
+        if self.there.mean() < SHRINK:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Leave out the columns that are gone: updates cost by the square of what is held."""
+        places = np.cumsum(self.there) - 1
+        for each in self.classes:
+            each.columns = places[each.columns]
+        left = np.flatnonzero(self.there)
+        self.W, self.inverse = self.W[left], self.inverse[np.ix_(left, left)]
+        self.there = np.ones(len(left), bool)
+
+
+def _classes(units: Units, count: int, H: Array64) -> list[_Class]:
+    order = np.argsort(units, kind="stable")
+    starts = np.searchsorted(units[order], np.arange(count + 1))
+    sizes = np.diff(starts)
+    found = []
+    for size in np.unique(sizes[sizes > 0]):
+        members = np.flatnonzero(sizes == size)
+        columns = order[starts[members][:, None] + np.arange(size)]
+        found.append(_Class(members, columns, H[columns[:, :, None], columns[:, None, :]]))
+    return found
+
+
+def _inverse(H: Array64) -> Array64:
+    """Return the inverse of a damped covariance, by Cholesky where rounding has left it positive definite."""
+    factor, failed = scipy.linalg.lapack.dpotrf(H, lower=0, clean=1)
+    if failed:
+        return np.asarray(np.linalg.inv(H), np.float64)
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=0)
+    # Of the result only one triangle is written; the other holds the zeros of the factor.
+    whole: Array64 = inverse + inverse.T
+    whole[np.diag_indices(len(whole))] /= 2
+    return np.ascontiguousarray(whole)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxcomp.numerics import importance
 from onnxcomp.numerics.importance import DAMPING, Reader, eliminate, norms
 
 Array64 = NDArray[np.float64]
@@ -145,6 +146,36 @@ def test_a_group_that_nobody_reads_costs_nothing() -> None:
     assert eliminate([], 3, one_must_stay) == ([0, 1], [0.0, 0.0])
     blind = Reader(np.zeros((2, 3)), np.eye(3), np.arange(3))
     assert eliminate([blind], 3, one_must_stay) == ([0, 1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "units", [np.repeat(np.arange(30), 5), np.repeat(np.arange(20), np.arange(20) % 4 + 1)]
+)
+def test_strips_and_smaller_arrays_change_neither_order_nor_costs(
+    units: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wider than a strip of rows, columns scattered, some of other groups, and most of the units removed."""
+    rng = np.random.default_rng(9)
+    count = int(units.max()) + 1
+    of = reader(rng.permutation([*units, *[-1] * 7]).tolist(), outputs=9, seed=9)
+    found = eliminate([of], count, one_must_stay)
+    monkeypatch.setattr(importance, "SHRINK", 0.0)
+    monkeypatch.setattr(importance, "STRIP", 10**6)
+    order, costs = eliminate([of], count, one_must_stay)
+    assert found[0] == order
+    np.testing.assert_allclose(found[1], costs, rtol=1e-7)
+    for step in (1, count // 2, count - 1):
+        np.testing.assert_allclose(sum(costs[:step]), error(of, order[:step]), rtol=1e-6)
+
+
+def test_a_covariance_that_rounding_made_indefinite_is_eliminated_all_the_same() -> None:
+    of = reader(list(range(8)), seed=3)
+    values, vectors = np.linalg.eigh(of.H)
+    values[0] = -2 * DAMPING * values.mean()
+    of.H = (vectors * values) @ vectors.T
+    order, costs = eliminate([of], 8, one_must_stay)
+    assert len(order) == 7
+    assert np.isfinite(costs).all()
 
 
 def test_elimination_leaves_its_arguments_alone() -> None:
