@@ -12,7 +12,7 @@ from onnxcomp.compiler.ladders import unmeasured
 from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.recovery import Recovery, recover
-from onnxcomp.compiler.rounds import Budget, Chooser, choose
+from onnxcomp.compiler.rounds import Budget, Chooser, choose, guarded, uniform_instead
 from onnxcomp.compiler.scene import Plan, Price, Scene, count_price, pipeline_cost
 from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
@@ -140,17 +140,29 @@ class PruneFilters(Pass):
             self.layers,
         )
         quick = partial(self._quick_repair, left_alone)
-        scene, plan, _ = choose(chooser, original, left_alone, context, log, quick)
+        scene, plan, reference = choose(chooser, original, left_alone, context, log, quick)
         self._tell_budget(chooser.budget, scene, plan, log)
         if plan.empty:
             return log.result(model)
+        carry_out = partial(self._carried_out, scene, left_alone)
+        model, told = carry_out(plan)
+        if reference is not None:
+            uniform = partial(uniform_instead, chooser, scene)
+            plan, model, told = guarded(plan, (model, told), reference, uniform, carry_out, context, log)
         for name in plan.keep if self.criterion == "obs" else ():
             if reason := unmeasured(original, scene.groups[name]):
                 log.note(f"{name}: {reason}; norms of filters chose its channels")
-        plan.cut(model, scene.groups)
         _tell_cut(scene, plan, log)
+        log.skips.extend(told.skips)
+        log.notes.extend(told.notes)
+        return log.result(model)
+
+    def _carried_out(self, scene: Scene, left_alone: Mapping[str, str], plan: Plan) -> tuple[Model, PassLog]:
+        """Return the scene's model cut and repaired as planned, and what is to be told about the repair."""
+        cut, told = scene.model.clone(), PassLog()
+        plan.cut(cut, scene.groups)
         recovery = Recovery(self.repair, self.joint, self.sweeps, self.match_variance)
-        return log.result(recover(recovery, original, model, scene, plan, left_alone, log))
+        return recover(recovery, scene.model, cut, scene, plan, left_alone, told), told
 
     def _budget(self, context: Context) -> Budget:
         if self.ratio is not None:
@@ -195,7 +207,7 @@ class PruneFilters(Pass):
             )
         elif not fits_exactly(achieved, budget.target, budget.whole):
             log.note(
-                f"{budget.what} fall to {achieved / budget.whole:.4f}, more than asked for: "
+                f"{budget.what} {'falls' if budget.what == 'latency' else 'fall'} to {achieved / budget.whole:.4f}, more than asked for: "
                 f"align={self.align}, min-channels={self.min_channels} or the size of channel blocks allow nothing between"
             )
 

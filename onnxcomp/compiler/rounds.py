@@ -12,18 +12,25 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import residual_blocks
 from onnxcomp.compiler.budget import Limits
+from onnxcomp.compiler.curves import JUDGES
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.lineage import Lineage
 from onnxcomp.compiler.measured import MeasuredShares
 from onnxcomp.compiler.meet import meet_latency
 from onnxcomp.compiler.passbase import Context, PassLog
+from onnxcomp.compiler.recovery import judge
 from onnxcomp.compiler.scene import Plan, Price, Scene, open_scene
 from onnxcomp.compiler.uniform import UniformShares, at_ratio
 from onnxcomp.ir.model import Model
 
-__all__ = ["Budget", "Chooser", "choose"]
+__all__ = ["Budget", "Chooser", "choose", "guarded", "uniform_instead"]
 
 Mask = NDArray[np.bool_]
+
+WRONG = 3.0
+"""A plan that is this many times worse than foretold is compared with the uniform one: effects of cuts add up to more
+than their sum, but on trained networks to less than twice it after repair."""
+
 QuickRepair = Callable[[Scene, Plan], Model]
 """Returns the first scene's model cut as planned so far and repaired quickly."""
 
@@ -130,6 +137,45 @@ def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: 
     for note in notes:
         log.note(note)
     return replace(plan, reached=measured <= budget.target, measured=measured)
+
+
+def uniform_instead(chooser: Chooser, scene: Scene) -> Plan | None:
+    """Return the uniform plan for the same budget, or None where its price cannot be told without a measurement."""
+    if chooser.budget.measure is not None:
+        return None
+    return UniformShares(scene, chooser.budget.price_of(scene)).plan(chooser.budget.target)
+
+
+def guarded(
+    plan: Plan,
+    made: tuple[Model, PassLog],
+    reference: Reference,
+    uniform: Callable[[], Plan | None],
+    carry_out: Callable[[Plan], tuple[Model, PassLog]],
+    context: Context,
+    log: PassLog,
+) -> tuple[Plan, Model, PassLog]:
+    """Return `plan` with the model and notes it led to, or the uniform plan with its own where that does better.
+
+    The real distance of the outputs is measured on the samples that the curves were judged by. Only where it is more than
+    `WRONG` times what the curves foretold, the uniform plan for the same budget is carried out too.
+    """
+    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
+    samples = context.calibration.take(JUDGES)
+    found = judge(made[0], reference, samples, context)
+    log.note(f"distance of the outputs: {plan.estimate or 0.0:.3g} foretold, {found:.3g} measured")
+    if plan.estimate is None or found <= WRONG * plan.estimate:
+        return plan, *made
+    other = uniform()
+    if other is None or not other.reached or other.empty:
+        return plan, *made
+    second = carry_out(other)
+    instead = judge(second[0], reference, samples, context)
+    better = instead < found
+    log.note(
+        f"the forecast was wrong; uniform shares give {instead:.3g} and are {'taken' if better else 'no better'}"
+    )
+    return (other, *second) if better else (plan, *made)
 
 
 def _targets(chooser: Chooser, scene: Scene) -> Sequence[float]:
