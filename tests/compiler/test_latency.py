@@ -65,7 +65,7 @@ def law(model: Model, shapes: Shapes) -> float:
     known = observe_shapes(model, feeds)
     spent = START
     for node in model.graph.nodes:
-        elements = math.prod(known[node.output.name])
+        elements = max(math.prod(known[v.name]) for v in (node.inputs[0], node.output))
         if node.op == "Conv":
             made, read = node.inputs[1].values.shape[:2]
             blocks = _up(made) / made * (_up(read) / read if read >= 16 else 1)
@@ -73,7 +73,7 @@ def law(model: Model, shapes: Shapes) -> float:
             spent += PER_MAC * node_macs(node, known) * (3 if plain else blocks)
         elif node.op in ("Gemm", "MatMul"):
             spent += PER_MAC * node_macs(node, known)
-        elif node.op in ("Neg", "HardSwish", "Slice"):
+        elif node.op in ("Neg", "HardSwish", "GlobalAveragePool"):
             spent += PER_ELEMENT * elements
     return spent
 
