@@ -13,9 +13,10 @@ from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.labels import Labels, compact
 from onnxcomp.ir.graph import Constant, Node
 
-__all__ = ["CutAxes", "CutAxis", "Keep"]
+__all__ = ["CutAxes", "CutAxis", "Keep", "Mask"]
 
 Mask = NDArray[np.bool_]
+"""Truth values of the units of a group."""
 Keep = Mapping[str, Mask]
 """For each channel group by name, the mask of the units that stay; absent groups stay whole."""
 
