@@ -54,8 +54,8 @@ STEPS = 40
 RATE = 0.04
 """Length of a step, in deviations of the pixels. Longer ones fit less closely and end further from what was drawn."""
 
-TRIED = 64
-"""Samples of every family that are looked at before one is chosen."""
+TRIED = 4
+"""Samples of every family that are looked at before one is chosen, as a part of those that are made."""
 
 QUIET = 1e-3
 """Share of a site's median variance that is added to all its variances."""
@@ -210,7 +210,9 @@ class _Maker:
         if reader is not None and reader.weight_array().shape[1] == channels:
             goal = self.goals[reader.output]
             bias = reader.bias()
-            colours = fit_colours(images[:TRIED], reader.weight_array(), goal.mean - bias, goal.variance)
+            colours = fit_colours(
+                images[: max(1, self.count // TRIED)], reader.weight_array(), goal.mean - bias, goal.variance
+            )
         else:
             mean, deviation = range_
             colours = Colours(np.full(channels, mean), deviation**2 * np.eye(channels))
@@ -224,7 +226,7 @@ class _Maker:
         for family in FAMILIES:
             for range_ in RANGES[:1] if known else RANGES:
                 rng = np.random.default_rng([self.context.seed, 2])
-                count = min(-(-TRIED // statistics.fixed) * statistics.fixed, self.count)
+                count = -(-self.count // TRIED // statistics.fixed) * statistics.fixed
                 found, _ = statistics.measure(self._draw(family, range_, count, rng))
                 mean, spread = statistics.distance(found)
                 loss = mean**2 + (2 * spread) ** 2

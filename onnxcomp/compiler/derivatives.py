@@ -66,6 +66,46 @@ def _transposed(tape: Tape, node: Node, linear: LinearNode, spatial: tuple[int, 
     )
 
 
+def _conv_transpose(tape: Tape, node: Node) -> Grads | None:
+    """Return the convolution with the same weight, which a transposed convolution is the adjoint of."""
+    plain = node.attrs.get("auto_pad", "NOTSET") == "NOTSET" and not node.attrs.get("output_shape")
+    if not plain or node.constant(1) is None:
+        return None
+    attrs = {k: v for k, v in node.attrs.items() if k in ("group", "strides", "dilations", "pads")}
+    return [(0, tape.op("Conv", [tape.grad(node), node.inputs[1]], **attrs))]
+
+
+_COPYING = (
+    ("half_pixel", "round_prefer_floor"),
+    ("asymmetric", "floor"),
+    ("asymmetric", "round_prefer_floor"),
+)
+"""Rules by which a Resize to twice the size puts every value down twice."""
+
+
+def _text(node: Node, name: str, default: str) -> str:
+    value = node.attrs.get(name, default)
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _resize(tape: Tape, node: Node) -> Grads | None:
+    """Sum over the places that one value was copied to: only whole multiples of the nearest value are undone."""
+    shape, out = tape.shape(node.inputs[0]), tape.shape(node.output)
+    mode = _text(node, "mode", "nearest")
+    rule = (
+        _text(node, "coordinate_transformation_mode", "half_pixel"),
+        _text(node, "nearest_mode", "round_prefer_floor"),
+    )
+    if shape is None or out is None or len(shape) < 3 or mode != "nearest" or rule not in _COPYING:
+        return None
+    copies = [o // s for s, o in zip(shape[2:], out[2:], strict=True)]
+    whole = all(s * n == o for s, n, o in zip(shape[2:], copies, out[2:], strict=True))
+    if not whole or max(copies) > 2 or shape[:2] != out[:2]:
+        return None
+    mean = tape.op("AveragePool", [tape.grad(node)], kernel_shape=copies, strides=copies)
+    return [(0, tape.op("Mul", [mean, tape.scalar(float(np.prod(copies)))]))]
+
+
 def _gemm(tape: Tape, node: Node) -> Grads | None:
     linear = linear_node(node)
     if linear is None or linear.layout not in ("gemm", "right"):
@@ -285,6 +325,8 @@ def _split(tape: Tape, node: Node) -> Grads | None:
 
 RULES: Mapping[str, Rule] = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Resize": _resize,
     "Gemm": _gemm,
     "MatMul": _gemm,
     "BatchNormalization": _batchnorm,

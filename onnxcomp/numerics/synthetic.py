@@ -35,13 +35,16 @@ LARGEST = 0.7
 SQUARES = 0.4
 """Share of the shapes that have corners; the others are ellipses."""
 
+LOUD = 0.02
+"""Share of the median variance below which a filter is not listened to."""
+
 
 @dataclass(frozen=True)
 class Family:
     """How images are made: dead leaves with `texture` (deviation of noise on them), or noise alone.
 
-    `leaves` shapes lie in an image, their radii with density `radius ** -fall`; 0 leaves make noise of amplitude
-    `frequency ** (-spectrum / 2)`.
+    `leaves` shapes lie in an image of up to 63 pixels, in larger ones more by their size over 32, their radii with
+    density `radius ** -fall`; 0 leaves make noise of amplitude `frequency ** (-spectrum / 2)`.
     """
 
     name: str
@@ -73,7 +76,7 @@ def _leaves(family: Family, shape: tuple[int, ...], rng: np.random.Generator) ->
     images = np.broadcast_to(rng.standard_normal((count, channels, 1, 1)), shape).copy()
     power = 1 - family.fall
     low, high = 1.0, (LARGEST * max(height, width)) ** power
-    for _ in range(family.leaves):
+    for _ in range(family.leaves * max(1, max(height, width) // 32)):
         cy, cx, angle, draw, square, edge = rng.random((6, count, 1, 1))
         radius = (low + draw * (high - low)) ** (1 / power)
         aspect = np.exp(0.4 * rng.standard_normal((count, 1, 1)))
@@ -151,8 +154,10 @@ def fit_colours(images: Array64, weight: Array, mean: Array64, variance: Array64
     the kernel times the mean colour, the variance is `sum over taps t, s of w_t^T C w_s R(t - s)`, with the
     autocorrelation R of the images. Solved by least squares, relative to `variance`, and made positive definite.
     """
+    # Dead filters, which many trained networks have, say nothing of the images.
+    loud = variance >= LOUD * np.median(variance)
+    kernel, mean, variance = weight[loud].astype(np.float64), mean[loud], variance[loud]
     deviation = np.sqrt(variance)
-    kernel = weight.astype(np.float64)
     sums = kernel.sum((2, 3)) / deviation[:, None]
     found_mean = np.linalg.lstsq(sums, mean / deviation, rcond=None)[0]
     channels = kernel.shape[1]
@@ -171,7 +176,7 @@ def fit_colours(images: Array64, weight: Array, mean: Array64, variance: Array64
         values, vectors = np.linalg.eigh(covariance)
         covariance = vectors * np.maximum(values, 0.01 * max(values.max(), 1e-12)) @ vectors.T
     made = np.maximum(np.einsum("ocd,cd->o", forms, covariance), 1e-12)
-    return Colours(found_mean, covariance * float(np.exp(-np.mean(np.log(made)))))
+    return Colours(found_mean, covariance * float(np.exp(-np.median(np.log(made)))))
 
 
 def _autocorrelation(images: Array64, kernel: tuple[int, ...]) -> Array64:

@@ -46,6 +46,17 @@ CASES = {
         "float[5,4,1,1] w",
         "y = Conv <pads = [1,1,1,1]> (x, w)",
     ),
+    "a transposed convolution": (
+        IMAGE,
+        "float[4,3,3,3] w, float[6] b",
+        "y = ConvTranspose <group = 2, strides = [2,2], pads = [1,0,1,1], output_padding = [1,0]> (x, w, b)",
+    ),
+    "nearest neighbours": (
+        IMAGE,
+        "float[4] s = {1,1,2,1}",
+        'y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"> (x, , s)',
+    ),
+    "nearest neighbours by half pixels": (IMAGE, "float[4] s = {1,1,2,2}", "y = Resize (x, , s)"),
     "a normalization": (
         IMAGE,
         "float[4] s = {1,2,-1,0.5}, float[4] b, float[4] m, float[4] v = {1,4,0.25,2}",
@@ -215,6 +226,18 @@ def test_an_operator_without_a_rule_lets_nothing_through_and_is_named() -> None:
     whole = session.run({"x": x, **given})[f"{PREFIX}gradient"]
     given = {name: 0 * a if name.endswith(".1") else a for name, a in given.items()}
     np.testing.assert_array_equal(session.run({"x": x, **given})[f"{PREFIX}gradient"], whole)
+
+
+def test_a_resizing_that_is_no_copying_stops_the_derivative() -> None:
+    for attributes in (
+        'mode = "linear"',
+        'nearest_mode = "floor"',
+        'coordinate_transformation_mode = "align_corners"',
+        'nearest_mode = "ceil"',
+    ):
+        body = f"y = Resize <{attributes}> (x, , s)"
+        model = parse_model(net(IMAGE, "float[4] s = {1,1,2,2}", body))
+        assert run_back(model, ["y"])[0].stopped == (model.graph.nodes[0].name,)
 
 
 def test_values_that_the_input_does_not_reach_are_no_sites() -> None:

@@ -89,6 +89,27 @@ def test_colours_are_found_again_from_what_a_convolution_saw() -> None:
     assert abs(np.log(again.var(1) / seen.var(1))).max() < 0.2
 
 
+def test_dead_filters_are_not_listened_to() -> None:
+    images = make_images(LEAVES, 60, 3, (16, 16), rng())
+    weight = rng(1).standard_normal((16, 3, 3, 3))
+    seen = convolved(images, weight)
+    mean, variance = seen.mean(1), seen.var(1)
+    want = fit_colours(images, weight[4:], mean[4:], variance[4:])
+    weight[:4] *= 1e-6
+    variance[:4] = 1e-3 * np.median(variance)
+    found = fit_colours(images, weight, mean, variance)
+    np.testing.assert_allclose(found.covariance, want.covariance, rtol=1e-6)
+    np.testing.assert_allclose(found.mean, want.mean, rtol=1e-6)
+
+
+def test_larger_images_hold_more_shapes() -> None:
+    def edges(size: int) -> float:
+        images = make_images(Family("leaves", 20), 10, 1, (size, size), rng())
+        return float((np.abs(np.diff(images, axis=3)) > 0.3).mean() * size)
+
+    assert edges(128) > 2 * edges(32)
+
+
 def test_too_few_filters_for_a_covariance_give_a_scale() -> None:
     images = make_images(LEAVES, 50, 4, (12, 12), rng())
     weight = rng(1).standard_normal((3, 4, 3, 3))
