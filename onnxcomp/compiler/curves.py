@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from onnxcomp.compiler.budget import Ladder, Limits
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair import RIDGE
+from onnxcomp.compiler.trials import BATCH, JUDGES, Trial, first_change, run_trials
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
-from onnxcomp.runtime.capture import Frontier, Spool
 
-__all__ = ["Curve", "measure_curves", "mend_readers"]
+__all__ = ["BATCH", "JUDGES", "Curve", "CutAlone", "measure_curves", "mend_readers", "nearest_counts"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -28,11 +29,6 @@ Mask = NDArray[np.bool_]
 
 LEVELS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Shares removed at which a curve is measured; between them it is interpolated."""
-
-JUDGES = 128
-"""Samples on which curves are measured: differences of damage are far larger than what more samples would tell."""
-
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,15 @@ def measured_counts(ladder: Ladder, limits: Limits) -> list[int]:
     allowed = [count for count in ladder.counts(limits) if count]
     if not allowed:
         return []
-    nearest = {min(allowed, key=lambda count: abs(count - share * ladder.units)) for share in LEVELS}
-    return sorted(nearest | {allowed[-1]})
+    return sorted({*nearest_counts(ladder, limits, LEVELS), allowed[-1]})
+
+
+def nearest_counts(ladder: Ladder, limits: Limits, levels: Sequence[float]) -> list[int]:
+    """Return the numbers of removed units nearest to the shares `levels`, ascending, without 0 and each once."""
+    allowed = [count for count in ladder.counts(limits) if count]
+    if not allowed:
+        return []
+    return sorted({min(allowed, key=lambda count: abs(count - share * ladder.units)) for share in levels})
 
 
 def measure_curves(
@@ -76,65 +79,53 @@ def measure_curves(
     """Return a curve for every ladder, and the outputs they were judged by.
 
     Each candidate is `model` with the removed units zeroed where they are consumed and their readers refitted once from
-    `moments` (by reader's name; readers without any are only zeroed). Only the nodes behind the first reader run again.
+    `moments` (by reader's name; readers without any are only zeroed). Only the nodes from the first reader on run again.
     `reference` are the original's outputs for the same samples; None where `model` is the original.
     """
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
-    order = {node.name: place for place, node in enumerate(model.graph.nodes)}
-    outputs = [v.name for v in model.graph.outputs]
-    first_reader = {
-        ladder.group: min(groups[ladder.group].consumers, key=order.__getitem__, default=None)
-        for ladder in ladders
-    }
-    nodes = {node.name: node for node in model.graph.nodes}
-    found: dict[int, Curve] = {}
-    with Spool() as spool:
-        count = 0
-        for feed in samples.take(JUDGES).batches(BATCH):
-            for name, array in feed.items():
-                spool.write(name, array)
-            count += 1
-        frontier = Frontier(
-            model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs
-        )
-        base = list(frontier.preview(model, outputs))
-        if reference is None:
-            reference = Reference(base)
-        floor = reference.distance(base)
-        steps = sorted(
-            (order.get(first_reader[ladder.group] or "", len(order)), index)
-            for index, ladder in enumerate(ladders)
-        )
-        done, total = 0, sum(len(measured_counts(ladder, limits)) for ladder in ladders)
-        for _, index in steps:
-            ladder = ladders[index]
-            reader = first_reader[ladder.group]
-            counts, damage = [0], [0.0]
-            if reader is not None:
-                for _ in frontier.advance(frontier.live_before(nodes[reader])):
-                    pass
-            for level in measured_counts(ladder, limits):
-                candidate = _candidate(model, groups, ladder, level, moments)
-                made = frontier.preview(candidate, outputs)
-                counts.append(level)
-                damage.append(reference.distance(made) - floor)
-                done += 1
-                context.progress("measuring curves", done, total)
-            found[index] = Curve(ladder, tuple(counts), tuple(damage))
-    return [found[index] for index in range(len(ladders))], reference
+    steps = [(index, count) for index, x in enumerate(ladders) for count in measured_counts(x, limits)]
+    alone = [CutAlone(model, groups, ladder, moments) for ladder in ladders]
+    trials = [alone[index].trial(count) for index, count in steps]
+    verdicts, reference = run_trials(model, trials, reference, context, "measuring curves")
+    found: list[tuple[list[int], list[float]]] = [([0], [0.0]) for _ in ladders]
+    for (index, count), verdict in zip(steps, verdicts, strict=True):
+        found[index][0].append(count)
+        found[index][1].append(verdict.damage)
+    curves = [Curve(x, tuple(n), tuple(d)) for x, (n, d) in zip(ladders, found, strict=True)]
+    return curves, reference
 
 
-def _candidate(
-    model: Model, groups: ChannelGroups, ladder: Ladder, level: int, moments: Mapping[str, Moments]
-) -> Model:
-    group = groups[ladder.group]
-    keep = np.ones(group.units, bool)
-    keep[list(ladder.order[:level])] = False
-    candidate = model.clone()
-    groups.mask(candidate, {group.name: keep})
-    mend_readers(model, candidate, group, keep, moments)
-    return candidate
+@dataclass(frozen=True)
+class CutAlone:
+    """Trials that cut the first units of `ladder` and nothing else; see `measure_curves`."""
+
+    model: Model
+    groups: ChannelGroups
+    ladder: Ladder
+    moments: Mapping[str, Moments]
+
+    def keep(self, count: int) -> dict[str, Mask]:
+        """Return which units stay without the first `count` of the ladder, by group name."""
+        mask = np.ones(self.groups[self.ladder.group].units, bool)
+        mask[list(self.ladder.order[:count])] = False
+        return {self.ladder.group: mask}
+
+    def trial(self, count: int) -> Trial:
+        """Return the trial that removes the first `count` units."""
+        return Trial(self._first, partial(self._build, count))
+
+    @cached_property
+    def _first(self) -> str | None:
+        masked = self.model.clone()
+        self.groups.mask(masked, self.keep(len(self.ladder.order)))
+        return first_change(self.model, masked)
+
+    def _build(self, count: int) -> Model:
+        keep = self.keep(count)
+        candidate = self.model.clone()
+        self.groups.mask(candidate, keep)
+        group = self.groups[self.ladder.group]
+        mend_readers(self.model, candidate, group, keep[group.name], self.moments)
+        return candidate
 
 
 def mend_readers(

@@ -27,43 +27,46 @@ class Reference:
     "Distilling the knowledge in a neural network", section 2.1). At temperature 1 a network that is sure of its
     calibration images would show no damage until classes flip. The distance of any other output of floats is the squared
     error as a share of the output's variance. Several outputs add up. Integers and truth values count only where there
-    are no floats, by the share that differ.
+    are no floats, by the share that differ. `decision` is the output that agreement is about, by default the first of
+    `classes`, the outputs whose distance is a divergence.
     """
 
-    def __init__(self, batches: Sequence[Mapping[str, Array]]) -> None:
+    def __init__(self, batches: Sequence[Mapping[str, Array]], decision: str | None = None) -> None:
         floats = [{n: a for n, a in batch.items() if _is_array(a, "f")} for batch in batches]
         discrete = [{n: a for n, a in batch.items() if _is_array(a, "iub")} for batch in batches]
         self._batches = floats if any(floats) else discrete
         self.names = list(self._batches[0]) if self._batches else []
         self._scale = {name: self._spread(name) for name in self.names}
+        self.classes = [name for name in self.names if _chooses(self._batches[0][name])]
+        self.decision = decision if decision in self.classes else next(iter(self.classes), None)
 
     def distance(self, batches: Iterable[Mapping[str, Array]]) -> float:
         """Return the distance of other outputs for the same batches; infinite where one is not finite."""
-        total = 0.0
-        for wanted, found in zip(self._batches, batches, strict=True):
-            for name, array in wanted.items():
-                other = found[name]
-                if array.dtype.kind != "f":
-                    total += float((array != other).sum()) / self._scale[name]
-                    continue
-                if not np.isfinite(other).all():
-                    return float("inf")
-                if _chooses(array):
-                    total += _divergence(array, other, self._scale[name]) / self._count(name)
-                else:
-                    gap = array.astype(np.float64) - other
-                    total += float(np.vdot(gap, gap)) / self._scale[name]
-        return total
+        return self.judge(batches)[0]
 
     def agreement(self, batches: Iterable[Mapping[str, Array]]) -> float | None:
-        """Return the share of samples on which the first class output chooses the same class; None without one."""
-        name = next((n for n in self.names if _chooses(self._batches[0][n])), None)
-        if name is None:
-            return None
-        same = 0
+        """Return the share of samples on which `decision` chooses the same class; None without one."""
+        return self.judge(batches)[1]
+
+    def judge(self, batches: Iterable[Mapping[str, Array]]) -> tuple[float, float | None]:
+        """Return `distance` and `agreement` of other outputs, from one walk over `batches`."""
+        total, same = 0.0, 0
         for wanted, found in zip(self._batches, batches, strict=True):
-            same += int((wanted[name].argmax(1) == found[name].argmax(1)).sum())
-        return same / self._count(name)
+            total += sum(self._gap(name, array, found[name]) for name, array in wanted.items())
+            if self.decision is not None:
+                same += int((wanted[self.decision].argmax(1) == found[self.decision].argmax(1)).sum())
+        return total, None if self.decision is None else same / self._count(self.decision)
+
+    def _gap(self, name: str, wanted: Array, found: Array) -> float:
+        """Return what one output of one batch adds to the distance."""
+        if wanted.dtype.kind != "f":
+            return float((wanted != found).sum()) / self._scale[name]
+        if not np.isfinite(found).all():
+            return float("inf")
+        if name in self.classes:
+            return _divergence(wanted, found, self._scale[name]) / self._count(name)
+        gap = wanted.astype(np.float64) - found
+        return float(np.vdot(gap, gap)) / self._scale[name]
 
     def _count(self, name: str) -> int:
         """Return how many samples a class output has."""

@@ -189,10 +189,12 @@ class Frontier:
     def preview(self, model: Model, wanted: Sequence[str]) -> Iterator[Feed]:
         """Yield `wanted` for every batch as `model` would make them from the values known here; nothing is kept.
 
-        `model` is this frontier's own with other weights: the same nodes by name, reading the same values.
+        `model` is this frontier's own with other weights: the same nodes by name, reading the same values. Nodes that only
+        it has may stand in between, behind what has been passed.
         """
         inside = {node.name for node in self.pending(wanted)}
-        nodes = [node for node in model.graph.nodes if node.name in inside]
+        known = {node.name for node in self.model.graph.nodes}
+        nodes = [node for node in model.graph.nodes if node.name in inside or node.name not in known]
         fed = [n for n in dict.fromkeys(r for node in nodes for r in _reads(node)) if n in self._spool]
         made = [name for name in wanted if name not in self._spool]
         session = self._session(nodes, fed, made, model)
