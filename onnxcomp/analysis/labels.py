@@ -117,6 +117,7 @@ class LabelMap:
         uses: axes of weights, as nodes use them.
         spread: stored tensors that are read element by element, with a label per element.
         rederive: nodes whose shape constants depend on channel counts, with the kind of constant.
+        frozen: nodes that compute with numbers of channels as they are now: `(node, numbers, counted axes)`.
         counts: inputs of Concat nodes that come to be stored: `(node, input, value, axis)` for the number of positions left.
         reasons: blocked labels and why.
         hints: why labels are tied, for those that end up as the only channel of a value.
@@ -132,6 +133,7 @@ class LabelMap:
     spread: dict[str, tuple[Constant, Labels]] = field(default_factory=dict)
     rederive: list[tuple[Node, str]] = field(default_factory=list)
     counts: list[tuple[Node, int, str, int]] = field(default_factory=list)
+    frozen: list[tuple[Node, Ids, tuple[tuple[str, int], ...]]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     hints: dict[int, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
@@ -235,6 +237,15 @@ class LabelMap:
         """Forbid the removal of `ids`; the first reason of each label stays."""
         for label in np.unique(ids):
             self.reasons.setdefault(int(label), reason)
+
+    def block_along(self, labels: Labels, axis: int, reason: str) -> None:
+        """Forbid that a value with `labels` loses positions along `axis`; along others it may."""
+        if not set(labels.axes) - {axis}:
+            self.block(labels.ids, reason)
+            return
+        held = self.fresh_along(labels.shape, axis)
+        self.block(held.ids, reason)
+        self.defer(labels.ids, held, {axis}, own=False)
 
     def hint(self, ids: Ids, reason: str) -> None:
         """Say why `ids` are tied: the reason that users see should nothing else be left in a value."""

@@ -32,6 +32,9 @@ def edits(model: Model, labels: LabelMap, classes: Classes, removed: Mask) -> li
         _counted(model, maker.name, part, value, axis_masks(labels.values[value], classes, removed).get(axis))
         for maker, part, value, axis in labels.counts
     ]
+    for node, numbers, counted in labels.frozen:
+        if any(axis in axis_masks(labels.values[value], classes, removed) for value, axis in counted):
+            found.append(_set_computed(nodes[node.name], 0, numbers))
     return [edit for edit in found if edit is not None]
 
 
@@ -55,6 +58,13 @@ def _labels_of(value: Value, labels: LabelMap) -> Labels:
 def _set(node: Node, index: int, values: Array) -> Edit:
     def edit(model: Model) -> None:
         model.graph.set_constant(node, index, values)
+
+    return edit
+
+
+def _set_computed(node: Node, index: int, values: Array) -> Edit:
+    def edit(model: Model) -> None:
+        model.graph.set_input(node, index, model.graph.add_constant(f"{node.name}.{index}", values))
 
     return edit
 

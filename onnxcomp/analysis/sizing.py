@@ -38,9 +38,25 @@ def track(flow: Flow, node: Node) -> None:
         if made is not None and made.size <= _LIMIT:
             flow.sizes[node.output.name] = made
             return
+    if node.is_op("Cast") and _freeze(flow, node):
+        return
     for index, value in enumerate(node.inputs):
         if not (node.standard and (node.op, index) in SIZE_READERS):
             block_counted(flow, value)
+
+
+def _freeze(flow: Flow, node: Node) -> bool:
+    """Keep the numbers that a Cast turns into floats as they are now; return whether that can be done.
+
+    What is computed from them is no size: the scale 1/sqrt(d) of attention, which a cut must not change.
+    """
+    sizes = flow.sizes.get(node.inputs[0].name)
+    if sizes is None or any(size.copy is None or not size.leaves for size in _flat(sizes)):
+        return False
+    counted = tuple(size.copy[1:] for size in _flat(sizes) if size.copy is not None)
+    numbers = np.array([flow.shapes[value][axis] for value, axis in counted], np.int64).reshape(sizes.shape)
+    flow.map.frozen.append((node, numbers, counted))
+    return True
 
 
 def block_counted(flow: Flow, value: Value) -> None:
@@ -55,8 +71,8 @@ def _flat(sizes: SizeArray | None) -> list[Size]:
 
 
 def _block(flow: Flow, size: Size) -> None:
-    for shape, value, _ in size.leaves:
-        flow.map.block(flow.map.values[value].ids, f"Shape {shape!r} reads the number of channels")
+    for shape, value, axis in size.leaves:
+        flow.map.block_along(flow.map.values[value], axis, f"Shape {shape!r} reads the number of channels")
 
 
 def _elements(flow: Flow, value: Value) -> SizeArray:

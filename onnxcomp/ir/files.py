@@ -26,6 +26,7 @@ from onnxcomp.ir.external import (
     why_unsafe,
 )
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import WEIGHTED
 from onnxcomp.ir.proto import from_proto, stored, to_proto
 from onnxcomp.ir.scopes import nested_tensors
 from onnxcomp.ir.tensors import read_tensor
@@ -168,15 +169,20 @@ def _tensor_text(tensor: TensorProto) -> Iterator[tuple[Any, Any]]:
 
 
 def check_finite(model: Model) -> None:
-    """Make sure that no stored tensor of `model` holds NaN or Inf; for passes that compute on weights.
+    """Make sure that no stored tensor of `model` holds NaN, and no weight Inf; for passes that compute on weights.
+
+    Infinity in a tensor that no operator multiplies with is what it says: a mask adds it to the scores of attention.
 
     Raises:
         ModelError: naming the initializer.
     """
     for constant in stored(model.graph):
         values = constant.values
-        if values.dtype.kind in "fcV" and not np.isfinite(values).all():
-            kind = "NaN" if np.isnan(values).any() else "Inf"
+        if values.dtype.kind not in "fcV" or np.isfinite(values).all():
+            continue
+        broken = bool(np.isnan(values).any())
+        if broken or any(node.is_op(*WEIGHTED, "BatchNormalization") for node in constant.consumers):
+            kind = "NaN" if broken else "Inf"
             raise ModelError(
                 f"the initializer {constant.name!r} holds {kind}; mend or retrain the model first"
             )

@@ -69,6 +69,22 @@ def test_the_scale_stays_as_it_is_when_positions_go() -> None:
     assert cut.pruned.graph.constants["scaled.1"].values == np.float32(0.5)
 
 
+def test_a_scale_that_is_computed_from_the_size_of_a_head_stays_as_it_was() -> None:
+    text = net(
+        "(float[N,5,8] x) => (float[N,5,8] y)",
+        "float[8,8] a, float[8,8] b, float[8,8] o, float one = {1.0}, int64[4] heads = {0,-1,2,4}, int64[3] back = {0,0,8},"
+        " int64[1] last = {-1}, int64[1] end = {9223372036854775807}",
+        "q0 = MatMul(x, a) k0 = MatMul(x, b) q1 = Reshape(q0, heads) k1 = Reshape(k0, heads)"
+        " q = Transpose<perm=[0,2,1,3]>(q1) k = Transpose<perm=[0,2,3,1]>(k1) v = Transpose<perm=[0,2,1,3]>(k1)"
+        " sh = Shape(q) d = Slice(sh, last, end) f = Cast<to=1>(d) rt = Sqrt(f) scale = Div(one, rt) qs = Mul(q, scale)"
+        " s = MatMul(qs, k) u = Softmax(s) c = MatMul(u, v) t = Transpose<perm=[0,2,1,3]>(c) e = Reshape(t, back)"
+        " y = MatMul(e, o)",
+    )
+    cut = hold(text)
+    assert free(cut.groups) == {"q0": 4, "q0:heads": 2}
+    assert cut.pruned.graph.constants["f.0"].values.tolist() == [4]
+
+
 def test_a_product_fused_by_reshape_loses_the_same_positions_of_queries_keys_and_values() -> None:
     cut = hold(attention(AttentionPlan(heads=2, form="reshape", extras=frozenset({"bias"}))))
     assert free(cut.groups) == {"stem": 6, "qkv.product": 4, "qkv.product:heads": 2, "out": 6}

@@ -212,9 +212,17 @@ def test_a_convolution_over_the_axis_beside_the_channels_blocks_them() -> None:
 # --- sizes that are read ---------------------------------------------------------------------------------------------
 def test_reading_the_number_of_channels_blocks_them() -> None:
     text = framed(
-        "[size] s = Shape(i) n = Gather(s, one) f = Cast<to=1>(n) k = Div(i, f)", ", int64 one = {1}"
+        "[size] s = Shape(i) n = Gather(s, one) m = Add(n, one) f = Cast<to=1>(m) k = Div(i, f)",
+        ", int64 one = {1}",
     )
     assert_blocked(text, "Shape 'size' reads the number of channels")
+
+
+def test_a_number_of_channels_that_is_computed_with_stays_as_it_was() -> None:
+    text = framed("s = Shape(i) n = Gather(s, one) f = Cast<to=1>(n) k = Div(i, f)", ", int64 one = {1}")
+    cut = check_cut(text)
+    assert cut.groups["i"].blocked is None
+    assert cut.pruned.graph.constants["f.0"].values == 6
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.ir import Model
 from onnxcomp.ir.convert import NEWEST_OPSET
 from onnxcomp.ir.files import adopt, check_finite, from_bytes, load, save, sha256_of
+from onnxcomp.ir.graph import Node, Variable
 from tests.ir.helpers import external_proto, parsed, rich_proto, small_model, weight, write
 
 SOUND = parsed("g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> { y = Add(x, w) }")
@@ -215,7 +216,9 @@ def test_weights_that_are_no_numbers_are_named(dtype: type) -> None:
 
 def test_infinite_weights_are_named_and_load_all_the_same(tmp_path: Path) -> None:
     model = small_model()
-    model.graph.add_constant("bad", np.array([1.0, -np.inf], np.float32))
+    model.graph.add_constant("mask", np.array([0.0, -np.inf], np.float32))
+    bad = model.graph.add_constant("bad", np.full((64, 2), -np.inf, np.float32))
+    model.graph.nodes.append(Node("MatMul", "read", {}, [model.graph.inputs[0], bad], [Variable("read")]))
     model.graph.add_constant("four", np.ones(3, ml_dtypes.int4))
     model.graph.add_constant("text", np.array([b"nan"], object))
     back = load(save(model, tmp_path / "m.onnx")[0])
