@@ -132,6 +132,16 @@ class KernelTimes:
         """Return the milliseconds of bringing so many numbers from plain layout into blocks, or back."""
         return self._line("layout", elements, self._time_conversions)
 
+    def unpack(self, size: tuple[int, int], channels: int) -> float:
+        """Return the milliseconds of bringing a value of so many channels out of blocks: slow where the last is not full."""
+        full, ragged = divmod(channels, self.block)
+        spent = self.convert(full * self.block * size[0] * size[1])
+        if ragged:
+            point = ConvKind(size, (1, 1), (), False)
+            taken, plain = (self.conv(point, ragged, self.block, unpack=way) for way in (True, False))
+            spent += max(0.0, taken - plain)
+        return spent
+
     def node(self, node: Node, shapes: Mapping[str, tuple[int, ...]], key: str) -> float:
         """Return the milliseconds of `node` at `shapes`, known as `key`; 0 where it cannot be run by itself."""
 

@@ -35,12 +35,13 @@ _TRUST = 1.15
 
 @dataclass
 class _Value:
-    """A computed value: `elements` before the cut, its cut axes, how many channels it has and where they are counted."""
+    """A computed value: `elements` before the cut, its cut axes, its `channels` and where those left are counted."""
 
     elements: int
     axes: tuple[tuple[int, int], ...]
     channels: int
     channel_axis: int | None
+    size: tuple[int, ...]
 
 
 @dataclass
@@ -209,7 +210,7 @@ class _Walk:
             axes = tuple((place, shape[number]) for number, place in cut.items())
             self._numbers[name] = len(self._values)
             channels = shape[1] if len(shape) == 4 else 0
-            self._values.append(_Value(math.prod(shape), axes, channels, cut.get(1)))
+            self._values.append(_Value(math.prod(shape), axes, channels, cut.get(1), shape[2:]))
         return self._numbers[name]
 
     def _axis(self, axis: CutAxis) -> int:
@@ -226,7 +227,11 @@ class _Walk:
         """Bring a value into the layout that its reader needs."""
         if state.blocked[number] != blocked and not state.both[number]:
             state.both[number] = True
-            state.spent += self._times.convert(self._elements(state, number))
+            size = self._values[number].size
+            if blocked or len(size) != 2:
+                state.spent += self._times.convert(self._elements(state, number))
+            else:
+                state.spent += self._times.unpack((size[0], size[1]), self._channels(state, number))
 
     def _channels(self, state: _State, number: int) -> int:
         value = self._values[number]
@@ -261,7 +266,7 @@ class _Walk:
             self._steps.append(self._join(node, reads, made))
         elif node.is_op(*POOLING, *UNARY, *ELEMENTWISE, "Clip", "BatchNormalization"):
             part = alone and node.is_op(*FUSED_ACTIVATIONS)
-            self._steps.append(self._same(reads[0], made, part_of_join=part))
+            self._steps.append(self._same(node, reads[0], made, part_of_join=part))
         elif node.is_op("Concat"):
             self._steps.append(self._concat(reads, made))
         else:
@@ -338,12 +343,21 @@ class _Walk:
 
         return step
 
-    def _same(self, read: int, made: int, *, part_of_join: bool) -> Step:
+    def _same(self, node: Node, read: int, made: int, *, part_of_join: bool) -> Step:
         """Return the step of an operator that takes each channel by itself, in either layout."""
+        # Pooling is vectorized over the channels of a block, and slow without one.
+        plain = self._alone(node) if node.is_op(*POOLING) and self._values[read].elements else None
+        whole = self._values[read].elements
 
         def step(state: _State) -> None:
-            state.blocked[made] = state.blocked[read]
-            if not (part_of_join and state.joined[read]):
+            blocked = state.blocked[read]
+            if plain is not None and self._channels(state, read) % self._times.block:
+                blocked = False
+                self._read(state, read, blocked=False)
+            state.blocked[made] = blocked
+            if plain is not None and not blocked:
+                state.spent += plain * self._elements(state, read) / whole
+            elif not (part_of_join and state.joined[read]):
                 state.spent += self._times.move(max(self._elements(state, n) for n in (read, made)))
 
         return step
