@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnxcomp.analysis.channels import channel_groups, default_shapes
+from onnxcomp.ir.convert import convert_opset
 from onnxcomp.ir.parse import parse_model
 from tests.support.channels import IMAGE, axes, free, hold, left, stays, stored
 from tests.support.text import net
@@ -217,4 +218,17 @@ def test_reading_pixels_at_computed_places_lets_channels_through() -> None:
         ),
         regimes=("normal",),
     )
+    assert free(cut.groups) == {"h": 6}
+
+
+def test_an_upsample_of_an_old_file_is_cut_once_it_is_converted() -> None:
+    old = parse_model(
+        net(
+            "(float[1,3,8,8] x) => (float[1,4,16,16] y)",
+            "float[6,3,3,3] a, float[4,6,1,1] c, float[4] s = {1.0, 1.0, 2.0, 2.0}",
+            'h = Conv<pads=[1,1,1,1]>(x, a) u = Upsample<mode="nearest">(h, s) y = Conv(u, c)',
+            9,
+        )
+    )
+    cut = hold(convert_opset(old, 17), batches=(1,))
     assert free(cut.groups) == {"h": 6}

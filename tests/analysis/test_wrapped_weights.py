@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
+from onnxcomp.ir.proto import from_proto
 from onnxcomp.testing import check_cut
 from tests.support.channels import IMAGE, axes, free, hold, left, stays, stored
+from tests.support.pruning import ZOO
 from tests.support.text import net
 
 
@@ -244,3 +250,32 @@ def test_an_excluded_wrapper_keeps_its_weight() -> None:
     )
     groups = channel_groups(model, excluded={"wrap": "it is excluded"})
     assert (groups["h"].blocked, groups["i"].blocked) == ("it is excluded", "it is excluded")
+
+
+# --- a whole quantized network ---------------------------------------------------------------------------------------
+class Noise(CalibrationDataReader):  # type: ignore[misc]
+    """Four noisy images for onnxruntime's quantizer."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.feeds = iter(
+            {name: np.random.default_rng(seed).standard_normal(shape).astype(np.float32)} for seed in range(4)
+        )
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self.feeds, None)
+
+
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
+@pytest.mark.parametrize("name", ["digits_mobilenet", "digits_resnet"])
+def test_a_network_quantized_by_onnxruntime_is_cut_like_the_float_one(
+    name: str, per_channel: bool, tmp_path: Path
+) -> None:
+    source, target = ZOO / f"{name}.onnx", tmp_path / "quantized.onnx"
+    proto = onnx.load(source)
+    fed = from_proto(proto).graph.inputs[0]
+    shape = tuple(size if isinstance(size, int) else 1 for size in fed.shape or ())
+    quantize_static(source, target, Noise(fed.name, shape), per_channel=per_channel)
+    quantized = from_proto(onnx.load(target))
+    assert len(free(channel_groups(quantized))) == len(free(channel_groups(from_proto(proto))))
+    cut = hold(quantized, seeds=1, batches=(1,), regimes=("normal",))
+    assert {c.values.dtype.name for c in cut.pruned.graph.constants.values()} >= {"int8", "int32"}
