@@ -28,19 +28,25 @@ def companions(blocks: Ids) -> list[Ids]:
     classes, first, places = np.unique(blocks, return_index=True, return_inverse=True)
     counts = np.zeros((len(classes), len(blocks)), np.int64)
     np.add.at(counts, (places.reshape(-1), np.repeat(np.arange(len(blocks)), blocks.shape[1])), 1)
-    # The order of positions, whatever block they are in.
+    # The order of positions, whatever block they are in. Classes with the same counts wait in one queue.
     order = np.lexsort((first // blocks.shape[1], first % blocks.shape[1]))
-    waiting = [int(c) for c in order if not _even(counts[c])]
+    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
+    queues: list[list[int]] = [[] for _ in kinds]
+    for rank in range(len(order))[::-1]:
+        if not _even(counts[order[rank]]):
+            queues[kind_of.reshape(-1)[order[rank]]].append(rank)
     sets: list[Ids] = []
-    while waiting:
-        chosen = [waiting.pop(0)]
-        total = counts[chosen[0]].copy()
-        while not _even(total):
+    while any(queues):
+        chosen: list[int] = []
+        total = np.zeros(len(blocks), np.int64)
+        while not chosen or not _even(total):
             # All of them together are even, so that something is left to take as long as these are not.
-            apart = np.ptp(counts[waiting] + total, axis=1)
-            chosen.append(waiting.pop(int(apart.argmin())))
-            total += counts[chosen[-1]]
-        sets.append(classes[chosen])
+            heads = np.array([queue[-1] if queue else len(order) for queue in queues])
+            apart = np.where(heads < len(order), np.ptp(kinds + total, axis=1), np.iinfo(np.int64).max)
+            kind = int(heads.argmin() if not chosen else np.lexsort((heads, apart))[0])
+            chosen.append(queues[kind].pop())
+            total += kinds[kind]
+        sets.append(classes[order[chosen]])
     return sets
 
 

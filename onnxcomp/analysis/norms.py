@@ -33,9 +33,6 @@ def instance_norm(flow: Flow, node: Node) -> list[Labels]:
 
     Where a Reshape has laid several channels along those axes (a group normalisation in parts), they go together.
     """
-    labels = flow.labels(node.inputs[0])
-    reason = f"InstanceNormalization {node.name!r} normalises over the channels"
-    flow.mixed(labels, range(2, len(labels.shape)), reason)
     ids = flow.channels(node, 1)
     for index in (1, 2):
         flow.use(node, flow.weight(node, index), 0, ids, "follows")
