@@ -29,7 +29,7 @@ __all__ = ["LatencyPrice", "measured_ratio", "structure"]
 _NETWORK_SECONDS = 3.0
 """Time spent on the whole networks, which all estimates lean on."""
 
-_TRUST = 1.15
+_TRUST = 1.3
 """How far the tables may be off by a common factor."""
 
 
