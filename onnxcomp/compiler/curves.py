@@ -31,6 +31,10 @@ LEVELS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Shares removed at which a curve is measured; between them it is interpolated."""
 
 
+RUINED = 1e9
+"""Damage of a cut after which outputs are not finite (half precision overflows early): beyond that of any other."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """The damage of removing the first units of `ladder`, measured at `counts` (ascending, from 0).
@@ -46,7 +50,8 @@ class Curve:
         """Return the damage at each number of `removed` units: monotone interpolation (Fritsch and Carlson 1980)."""
         if len(self.counts) == 1:
             return np.zeros(len(removed))
-        rising = np.maximum.accumulate(np.maximum(self.damage, 0.0))
+        finite = np.nan_to_num(self.damage, nan=RUINED, posinf=RUINED)
+        rising = np.maximum.accumulate(np.maximum(finite, 0.0))
         spline = scipy.interpolate.PchipInterpolator(self.counts, rising, extrapolate=True)
         return np.maximum(np.asarray(spline(np.asarray(removed, np.float64)), np.float64), 0.0)
 
