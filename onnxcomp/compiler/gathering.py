@@ -32,7 +32,7 @@ weights lean on what they were. Cross-validated strengths on ResNet-20 followed 
 POSITIONS = 256
 """Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
 
-KEPT_BYTES = 160 * 2**20
+KEPT_BYTES = 64 * 2**20
 """Columns kept between passes over the samples; those of further batches are gathered anew at each."""
 
 
@@ -195,6 +195,7 @@ def collect_moments(
                 else:
                     columns = node.channels_in(x, channels, rng)
                     yield node.node.name, partial(np.asarray, columns)
+            del values
 
     def work(job: tuple[str, Callable[[], Array]]) -> tuple[str, Part]:
         name, gather = job

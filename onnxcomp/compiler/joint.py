@@ -36,7 +36,7 @@ DAMPING = 1e-2
 LENGTHS_EVERY = 4
 """The lengths of a step, three numbers, come from each fourth batch: what all of them say is the same to a percent."""
 
-KEPT_BYTES = 96 * 2**20
+KEPT_BYTES = 32 * 2**20
 """Columns of the producer's input kept from one step to the next."""
 
 

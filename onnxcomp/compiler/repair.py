@@ -154,8 +154,7 @@ def walk(
             link = pairs.get(site.name)
             # What a refinement will change again need not be sharpened first.
             again = not anew and (link is not None or site.name in producers)
-            solver = _leave if again else solve
-            sharpen = rounds if link is None and not again else 0
+            solver, sharpen = (_leave, 0) if again else (solve, rounds if link is None else 0)
             moments, solution = _visit(stop, old, new, solver, sharpen, context.threads)
             if link is not None and (solution is not None or again):
                 inputs = (seen.pop(link.producer.node.name), moments)

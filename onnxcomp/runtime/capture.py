@@ -273,6 +273,8 @@ def stream_values(
         found = session.run(feed, [n for n in names if n not in inputs])
         found.update((n, feed[n]) for n in names if n in inputs)
         yield found
+        # Values of two batches at once would double what is held.
+        del found
         first = next(iter(feed.values()))
         done += len(first) if first.ndim else 1
         if progress:
