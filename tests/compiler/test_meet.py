@@ -35,9 +35,9 @@ def test_a_right_estimate_is_taken_at_once() -> None:
 
 @given(
     wanted=st.floats(0.2, 0.95),
-    scale=st.floats(0.75, 1.3),
+    scale=st.floats(0.8, 1.25),
     constant=st.floats(-0.1, 0.1),
-    bend=st.floats(-0.3, 0.3),
+    bend=st.floats(-0.15, 0.15),
 )
 def test_smooth_errors_of_the_estimate_are_mended(
     wanted: float, scale: float, constant: float, bend: float
