@@ -227,9 +227,10 @@ def section(outcomes: Sequence[Outcome]) -> str:
     )
     picture = "![accuracy against remaining MACs, one line per criterion](criteria.png)"
     lines = ["<!-- criteria -->", "## Criteria of prune-filters", "", how, "", picture, ""]
+    shares = sorted({o.cell.macs for o in outcomes}, reverse=True)
     for net in dict.fromkeys(o.cell.net for o in outcomes):
         for repair in REPAIRS:
-            lines += _table([o for o in outcomes if (o.cell.net, o.cell.repair) == (net, repair)])
+            lines += _table([o for o in outcomes if (o.cell.net, o.cell.repair) == (net, repair)], shares)
     notes = sorted({(o.cell.net, note) for o in outcomes for note in o.notes})
     if notes:
         lines += ["Where a criterion had no meaning:", ""]
@@ -237,24 +238,24 @@ def section(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "<!-- end criteria -->", ""])
 
 
-def _table(outcomes: Sequence[Outcome]) -> list[str]:
+def _table(outcomes: Sequence[Outcome], shares: Sequence[float]) -> list[str]:
     if not outcomes:
         return []
     first = outcomes[0]
-    shares = sorted({o.cell.macs for o in outcomes}, reverse=True)
     by_place = {(o.cell.criterion, o.cell.macs): o.accuracy for o in outcomes}
-    best = {share: max(a for (_, s), a in by_place.items() if s == share) for share in shares}
+    best = {share: max((a for (_, s), a in by_place.items() if s == share), default=0.0) for share in shares}
     head = [f"{first.cell.net}, {first.cell.repair}", *(f"{share:.0%} of MACs" for share in shares)]
     rows = [
         [f"`{c}`", *(_figure(by_place.get((c, share)), best[share]) for share in shares)]
         for c in CRITERIA
         if any((c, share) in by_place for share in shares)
     ]
+    waiting = " A dash is a cell that has not been run." if len(by_place) < len(rows) * len(shares) else ""
     lines = [head, ["---", *("---:" for _ in shares)], *rows]
     return [
         *("| " + " | ".join(line) + " |" for line in lines),
         "",
-        f"The network as given: {first.accuracy_before:.2f} %.",
+        f"The network as given: {first.accuracy_before:.2f} %.{waiting}",
         "",
     ]
 

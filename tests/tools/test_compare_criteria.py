@@ -91,7 +91,11 @@ def test_tables_name_the_best_of_a_column_and_what_was_not_run() -> None:
     text = section(FEW)
     assert "| net, with repair | 80% of MACs | 50% of MACs |\n| --- | ---: | ---: |\n" in text
     assert "| `obs` | 90.00 | **80.00** |\n| `apoz` | **91.00** | - |\n" in text
-    assert "| net, without repair | 80% of MACs |" in text
+    assert (
+        "| `obs` | **70.00** | - |\n\nThe network as given: 99.00 %. A dash is a cell that has not been run.\n"
+        in text
+    )
+    assert "A dash" not in section(FEW[:2])
     assert "on all 3,000 evaluation images" in text and "64 calibration images" in text
     assert "- net: criterion=apoz: l2 norms of filters decide for a: no activation follows." in text
 
