@@ -1,9 +1,9 @@
-"""What Python code calls: `optimize`, the same run that the command line starts."""
+"""What Python code calls: `optimize` and `sensitivity`, the same runs that the command line starts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -15,7 +15,9 @@ from onnxcomp.compiler.pipeline import Listener
 from onnxcomp.compiler.prepare import prepare
 from onnxcomp.compiler.report import Report
 from onnxcomp.compiler.request import Metric, Request
+from onnxcomp.compiler.sensitivity import Sensitivity, measure_sensitivity
 from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.compiler.techniques import PruneChannels
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from onnxcomp.runtime.data import SampleSource
     from onnxcomp.runtime.preprocess import Preprocess
 
-__all__ = ["Optimized", "Options", "optimize"]
+__all__ = ["ModelOptions", "Optimized", "Options", "optimize", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -53,36 +55,45 @@ class Optimized:
         save(self.model, Path(path), force=force)
 
 
-class Options(TypedDict, total=False):
-    """The options of `optimize`. Each means what the option of its name means on the command line.
+class ModelOptions(TypedDict, total=False):
+    """The options that say how a model and samples are read, and what of the model is left alone.
 
-    `calibration` and `evaluation` take a dict of arrays, an iterable of feeds or a function that returns one, too;
-    `decision` is `--output NAME`, `reports` is `--report`, `custom_op_libs` is `--custom-op-lib`.
+    Each means what the option of its name means on the command line; `decision` is `--output NAME`, `custom_op_libs` is
+    `--custom-op-lib`.
     """
 
-    calibration: SampleSource | None
-    evaluation: SampleSource | None
     preprocess: Preprocess | Literal["none"] | None
     samples: int | None
-    metric: Metric | None
-    max_drop: float | None
-    min_sqnr: float | None
-    require_smaller: bool
     exclude: Sequence[str]
     set_shape: Mapping[str, Sequence[int | None]]
     decision: str | None
-    opset: int | None
-    ir_version: int | None
-    reports: Sequence[str | os.PathLike[str]]
-    timings: str | os.PathLike[str] | None
     seed: int
     threads: int
     custom_op_libs: Sequence[str]
     allow_code: bool
     allow_links: bool
+    force: bool
+
+
+class Options(ModelOptions, total=False):
+    """The options of `optimize`. Each means what the option of its name means on the command line.
+
+    `calibration` and `evaluation` take a dict of arrays, an iterable of feeds or a function that returns one, too;
+    `reports` is `--report`.
+    """
+
+    calibration: SampleSource | None
+    evaluation: SampleSource | None
+    metric: Metric | None
+    max_drop: float | None
+    min_sqnr: float | None
+    require_smaller: bool
+    opset: int | None
+    ir_version: int | None
+    reports: Sequence[str | os.PathLike[str]]
+    timings: str | os.PathLike[str] | None
     allow_noop: bool
     strict: bool
-    force: bool
 
 
 def optimize(
@@ -117,7 +128,10 @@ def optimize(
     """
     given, source = _model(model)
     request = Request(
-        _pipeline(passes), source, Path(output) if output is not None else None, **_settings(options)
+        _pipeline(passes),
+        source,
+        Path(output) if output is not None else None,
+        **_settings(options, "optimize", Options.__annotations__),
     )
     if output is None:
         # Nothing is written, so a model that stays as it is is a result like any other.
@@ -128,6 +142,43 @@ def optimize(
         outcome.verdict.result = result
         raise outcome.verdict
     return result
+
+
+def sensitivity(
+    model: str | os.PathLike[str] | Model | ModelProto,
+    calibration: SampleSource,
+    *,
+    passes: str | Pipeline | Sequence[Pass] | None = None,
+    levels: Sequence[float] = PruneChannels.levels,
+    criterion: str = PruneChannels.criterion,
+    cache: str | os.PathLike[str] | None = None,
+    listener: Listener | None = None,
+    **options: Unpack[ModelOptions],
+) -> Sensitivity:
+    """Return what cutting each channel group of `model` alone does to its outputs, and what it saves.
+
+    `passes` run before, by default the preset `exact`. Of every group the shares `levels` are removed, the channels that
+    `criterion` names first, and what reads it is refitted once. `cache` is the folder of kept results, None for the
+    user's, `none` for none; `force` measures anew. The other `options` are those of the command line, see
+    `ModelOptions`.
+
+    >>> import numpy as np, onnx.parser, onnxcomp
+    >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
+    ... net (float[N, 2] x) => (float[N, 2] y) <float[2, 3] a = {1, 0, 2, 0, 1, 2}, float[3, 2] b = {1, 2, 3, 4, 5, 6}>
+    ... { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b) }''')
+    >>> found = onnxcomp.sensitivity(net, {"x": np.eye(2, dtype=np.float32)}, levels=[0.3], cache="none")
+    >>> [(e.site, e.removed, e.units, e.macs, e.parameters) for e in found.effects]
+    [('h', 1, 3, 4, 4)]
+
+    Raises:
+        UsageError, ModelError, DataError: the call, the model or the data is wrong.
+        PassError: a pass failed unforeseen.
+    """
+    given, source = _model(model)
+    settings = _settings(options, "sensitivity", ModelOptions.__annotations__)
+    request = Request(_pipeline(passes), source, calibration=calibration, **settings)
+    technique = PruneChannels(tuple(sorted({float(level) for level in levels})), criterion)
+    return measure_sensitivity(request, [technique], listener, model=given, cache=cache)
 
 
 def _model(model: Any) -> tuple[Model | None, Path | None]:
@@ -141,16 +192,16 @@ def _model(model: Any) -> tuple[Model | None, Path | None]:
     raise UsageError(f"a model is a path, a Model or a ModelProto, not {type(model).__name__}")
 
 
-def _settings(options: Mapping[str, object]) -> dict[str, Any]:
-    """Return `options` as the fields of a Request, sequences as tuples and paths as Paths.
+def _settings(options: Mapping[str, object], caller: str, known: Collection[str]) -> dict[str, Any]:
+    """Return `options`, of which `caller` knows `known`, as fields of a Request: sequences as tuples, paths as Paths.
 
     Raises:
         UsageError: for an unknown option, with the nearest.
     """
     settings: dict[str, Any] = dict(options)
     for name in settings:
-        if name not in Options.__annotations__:
-            raise UsageError(f"optimize has no option '{name}'{hint(name, Options.__annotations__)}")
+        if name not in known:
+            raise UsageError(f"{caller} has no option '{name}'{hint(name, known)}")
     for name in ("exclude", "custom_op_libs", "reports"):
         if name in settings:
             several = settings[name]

@@ -9,6 +9,7 @@ import click
 
 from onnxcomp.cli_group import Commands, common_options
 from onnxcomp.cli_options import FILE, data_options, merge_config, read_table, set_shape, trust_options
+from onnxcomp.cli_sensitivity import sensitivity
 
 __all__ = ["cli", "main"]
 
@@ -265,6 +266,9 @@ def compare(
         click.echo(to_json(found), nl=False)
     else:
         show_contrast(found)
+
+
+cli.add_command(sensitivity)
 
 
 @cli.command(

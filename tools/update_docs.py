@@ -59,7 +59,13 @@ def run_command(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euc", command],
         cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(found), "PYTHONUNBUFFERED": "1"},
+        env={
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": os.pathsep.join(found),
+            "PYTHONUNBUFFERED": "1",
+            "XDG_CACHE_HOME": str(folder / ".cache"),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
-__all__ = ["Reference"]
+__all__ = ["Measure", "Reference"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
+
+Measure: TypeAlias = Literal["divergence", "error", "differing", "mixed"]
+"""What a distance is: the divergence of class scores, the squared error of other floats, the share of whole numbers that
+differ, or a sum of the first two."""
 
 _TINY = 1e-12
 """Least probability: a saturated Softmax in float32 returns exact zeros."""
@@ -39,6 +43,14 @@ class Reference:
         self._scale = {name: self._spread(name) for name in self.names}
         self.classes = [name for name in self.names if _chooses(self._batches[0][name])]
         self.decision = decision if decision in self.classes else next(iter(self.classes), None)
+
+    @property
+    def measure(self) -> Measure:
+        """What `distance` is."""
+        if not self.classes:
+            floats = all(self._batches[0][name].dtype.kind == "f" for name in self.names)
+            return "error" if floats else "differing"
+        return "divergence" if len(self.classes) == len(self.names) else "mixed"
 
     def distance(self, batches: Iterable[Mapping[str, Array]]) -> float:
         """Return the distance of other outputs for the same batches; infinite where one is not finite."""

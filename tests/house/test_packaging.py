@@ -55,7 +55,7 @@ def test_the_console_script_is_there() -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    names = ["Pass", "Pipeline", "__version__", "channel_groups", "load", "optimize", "save"]
+    names = ["Pass", "Pipeline", "__version__", "channel_groups", "load", "optimize", "save", "sensitivity"]
     assert sorted(onnxcomp.__all__) == names
     assert {
         name for name in names if name != "__version__" and not inspect.getdoc(getattr(onnxcomp, name))
