@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import networkx as nx
@@ -230,11 +230,12 @@ def _collect(labels: LabelMap, classes: Classes) -> list[ChannelGroup]:
     groups: list[ChannelGroup] = []
     for number, roots in enumerate(components):
         view = next(v for v, going in enumerate(units) if roots[0] in going)
-        groups.append(
-            _group(
-                roots, uses[number], spans[number], classes, view, blocked[view], hints[view], additive[view]
-            )
+        group = _group(
+            roots, uses[number], spans[number], classes, view, blocked[view], hints[view], additive[view]
         )
+        # One node can make channels along two axes of its weight (an Einsum), and so begin two groups.
+        same = sum(other.name.partition("#")[0] == group.name for other in groups)
+        groups.append(replace(group, name=f"{group.name}#{same + 1}") if same else group)
     return groups
 
 

@@ -21,16 +21,17 @@ class Lineage:
     def __init__(self, groups: ChannelGroups, keep: Mapping[str, Mask] | None = None) -> None:
         self.groups = groups
         self.keep: dict[str, Mask] = dict(keep or {})
-        self._where: dict[tuple[str, int, str], list[tuple[str, Member]]] = {}
+        self._where: dict[tuple[str, int, str, int], list[tuple[str, Member]]] = {}
         for group in groups:
             for member in group.members:
-                key = (member.node, member.axis, member.role)
+                key = (member.node, member.axis, member.role, group.view)
                 self._where.setdefault(key, []).append((group.name, member))
 
     def record(self, groups: ChannelGroups, keep: Mapping[str, Mask]) -> None:
         """Record a cut that kept `keep` of `groups`, which are those of the network as the last cut left it.
 
-        Units are recognised by the rows of the weights that produce them.
+        Units are recognised by the rows of the weights that produce them, and by the view by which they went: a position
+        of every head has rows in each head, and no head is lost with it.
         """
         stays = kept_positions(self.groups, self.keep)
         gone: dict[str, list[int]] = {}
@@ -38,7 +39,9 @@ class Lineage:
             for member in groups[name].members:
                 if member.role != "produces":
                     continue
-                for first, original in self._where.get((member.node, member.axis, member.role), ()):
+                for first, original in self._where.get(
+                    (member.node, member.axis, member.role, groups[name].view), ()
+                ):
                     rows = stays.get((original.name, original.axis), np.arange(len(original.units)))
                     lost = (member.units >= 0) & ~mask[member.units]
                     units = original.units[rows[lost]]
