@@ -70,6 +70,11 @@ def allocate(
             break
         plan = exact
     assert best is not None
+    if wholes:
+        # Around one alternative taken whole the linear costs of the others can mislead: they must not make it worse.
+        alone, possible = allocate(curves, price, target, limits)
+        if possible and problem.damage_of(alone) < problem.damage_of(best):
+            best = alone
     return best, True
 
 
