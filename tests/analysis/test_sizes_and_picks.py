@@ -173,6 +173,19 @@ def test_an_expand_that_repeats_a_channel_in_space_leaves_one_where_it_says_one(
     assert free(cut.groups) == {"h": 6}
 
 
+def test_what_is_spread_to_the_shape_of_one_value_ties_it_to_the_other_that_it_meets() -> None:
+    cut = hold(
+        net(
+            IMAGE,
+            "float[6,3,3,3] a, float[6,3,1,1] b, float[4,6,1,1] c, float[4,6,1,1] d",
+            f"{HEAD} i = Conv(x, b) m = ReduceMean<axes=[1]>(x) s = Shape(h) e = Expand(m, s) p = Mul(i, e) q = Conv(p, c)"
+            " r = Conv(h, d) y = Add(q, r)",
+        )
+    )
+    assert free(cut.groups) == {"h": 6}
+    assert cut.groups["h"].producers == ("h", "i")
+
+
 @pytest.mark.parametrize("fill", ["f = ConstantOfShape(size)", "s = Shape(h) f = ConstantOfShape(s)"])
 def test_a_value_of_zeros_is_made_smaller_where_it_meets_channels(fill: str) -> None:
     cut = hold(
