@@ -51,7 +51,7 @@ class Effect:
         level: the share removed, `removed / units`.
         distance: of the outputs from those of the model before; None where they are no longer finite.
         agreement: percentage of samples on which the same class is chosen; None without class scores.
-        macs, parameters: what is saved, exactly; `macs_share` and `parameters_share` of the whole model.
+        macs, parameters: what the cut saves, exactly; `macs_share` and `parameters_share` of the whole model.
     """
 
     technique: str
