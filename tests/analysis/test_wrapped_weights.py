@@ -13,7 +13,7 @@ from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
-from onnxcomp.ir.proto import from_proto
+from onnxcomp.ir.proto import from_proto, to_proto
 from onnxcomp.testing import check_cut
 from tests.support.channels import IMAGE, axes, free, hold, left, stays, stored
 from tests.support.pruning import ZOO
@@ -186,6 +186,25 @@ def test_a_weight_behind_identity_or_cast_is_cut_where_it_is_stored(wrap: str) -
     assert free(cut.groups) == {"h": 6, "i2": 5}
     assert stored(cut, "b") == (left(cut, "i2"), left(cut, "h"), 1, 1)
     assert stored(cut, "q") == (left(cut, "i2"),)
+
+
+def test_a_weight_in_a_constant_node_is_cut() -> None:
+    proto = to_proto(
+        parse_model(
+            net(
+                IMAGE,
+                "float[6,3,3,3] a, float[5,6,1,1] b, float[4,5,1,1] c",
+                "h = Conv<pads=[1,1,1,1]>(x, a) i = Conv(h, b) y = Conv(i, c)",
+            )
+        )
+    )
+    tensor = next(t for t in proto.graph.initializer if t.name == "b")
+    node = onnx.helper.make_node("Constant", [], ["b"], value=tensor)
+    proto.graph.initializer.remove(tensor)
+    proto.graph.node.insert(0, node)
+    cut = hold(from_proto(proto))
+    assert free(cut.groups) == {"h": 6, "i": 5}
+    assert stored(cut, "b") == (left(cut, "i"), left(cut, "h"), 1, 1)
 
 
 def half(model: Model, name: str) -> Model:
