@@ -31,10 +31,12 @@ class Lineage:
         """Record a cut that kept `keep` of `groups`, which are those of the network as the last cut left it.
 
         Units are recognised by the rows of the weights that produce them, and by the view by which they went: a position
-        of every head has rows in each head, and no head is lost with it.
+        of every head has rows in each head, and no head is lost with it. A cut can untie channels (filters in
+        groups of one need no partners any more): a unit of the first network goes when all that is left of it goes.
         """
         stays = kept_positions(self.groups, self.keep)
-        gone: dict[str, list[int]] = {}
+        gone: dict[str, set[int]] = {}
+        left: dict[str, set[int]] = {}
         for name, mask in keep.items():
             for member in groups[name].members:
                 if member.role != "produces":
@@ -44,9 +46,11 @@ class Lineage:
                 ):
                     rows = stays.get((original.name, original.axis), np.arange(len(original.units)))
                     lost = (member.units >= 0) & ~mask[member.units]
-                    units = original.units[rows[lost]]
-                    gone.setdefault(first, []).extend(units[units >= 0].tolist())
+                    units = original.units[rows]
+                    gone.setdefault(first, set()).update(units[lost & (units >= 0)].tolist())
+                    left.setdefault(first, set()).update(units[~lost].tolist())
         for name, lost_units in gone.items():
-            old = self.keep.get(name, np.ones(self.groups[name].units, bool)).copy()
-            old[lost_units] = False
-            self.keep[name] = old
+            if whole := sorted(lost_units - left[name]):
+                old = self.keep.get(name, np.ones(self.groups[name].units, bool)).copy()
+                old[whole] = False
+                self.keep[name] = old
