@@ -114,8 +114,9 @@ def sensitivity(
     """Show what cutting each channel group of IN alone does to the output, and what it saves.
 
     Each group loses the channels that the criterion names first, up to each level; what reads it is refitted once, and
-    the output is compared with that of IN. The result is kept by the digest of model, data and options, so that the
-    same call is answered at once.
+    the output is compared with that of the whole network. Channels of a residual stream that only later stages have are
+    a tier of their own. The result is kept by the digest of model, data and options, so that the same call is answered
+    at once.
     """
     from onnxcomp.cli_progress import Teller
     from onnxcomp.compiler.report import to_json
@@ -176,10 +177,10 @@ def show_sensitivity(result: Sensitivity) -> None:
 
 
 _MEASURES: dict[str | None, str] = {
-    "divergence": "KL divergence of class scores in nats",
+    "divergence": "KL divergence of class scores, softened to their own spread",
     "error": "squared error as a share of the outputs' variance",
     "differing": "share of outputs that differ",
-    "mixed": "KL divergence of class scores in nats, plus squared error as a share of other outputs' variance",
+    "mixed": "KL divergence of softened class scores, plus squared error as a share of other outputs' variance",
 }
 
 

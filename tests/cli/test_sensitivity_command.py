@@ -70,7 +70,9 @@ def test_a_row_per_level_tells_damage_agreement_and_savings() -> None:
     assert [row[7] for row in rows] == ["1,024", "1,536"]
     assert [row[10] for row in rows] == ["214", "321"]
     assert all(row[6] == "%" and row[9] == "%" for row in rows)
-    assert "judged on 40 samples of data.npz: KL divergence of class scores in nats" in out
+    assert (
+        "judged on 40 samples of data.npz: KL divergence of class scores, softened to their own spread" in out
+    )
     assert "most sensitive  conv (" in out
     assert "5 channels stay: it reaches the graph output 'scores'" in out
 
