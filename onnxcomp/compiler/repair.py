@@ -29,6 +29,7 @@ from onnxcomp.compiler.gathering import (
 )
 from onnxcomp.compiler.joint import Batch, Pair, Weights, refine
 from onnxcomp.compiler.passbase import Context
+from onnxcomp.compiler.visiting import visiting_order
 from onnxcomp.ir.graph import Constant, Node, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
@@ -121,9 +122,9 @@ def walk(
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
-    order = {node.name: place for place, node in enumerate(compressed.graph.nodes)}
     nodes = {node.name: node for node in compressed.graph.nodes}
-    sites = sorted(sites, key=lambda site: order[site.name])
+    by_name = {site.name: site for site in sites}
+    sites = [by_name[name] for name in visiting_order(compressed, by_name)]
     before = {node.name: node for node in original.graph.nodes}
     size = batch_size(
         shapes, [v.name for s in sites for v in (*before[s.name].inputs[:1], before[s.name].output)]
