@@ -123,6 +123,15 @@ class PruneFilters(Pass):
         measures = measures or (self.scope == "global" and self.ratio is None)
         return frozenset({"shapes", "calibration"} if measures else {"shapes"})
 
+    def without_samples(self) -> str:
+        """Return what would have to change for nothing to be measured on samples."""
+        changes = {
+            "scope=uniform": self.scope == "global" and self.ratio is None,
+            "criterion=l2": self.criterion in ("obs", *MEASURED),
+            "repair=none": self.repair != "none",
+        }
+        return " ".join(words for words, needed in changes.items() if needed)
+
     def run(self, model: Model, context: Context) -> PassResult:
         """Cut and repair `model`."""
         check_finite(model)

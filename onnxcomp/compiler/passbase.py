@@ -214,6 +214,10 @@ class Pass(ABC):
         """Return whether `run` may end with a shortfall, so that the best effort needs a place to go."""
         return False
 
+    def without_samples(self) -> str | None:
+        """Return the options, as text, that would spare these needs their samples; None where none would."""
+        return None
+
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassResult:
         """Transform `model` (in place or not) and say what was done."""

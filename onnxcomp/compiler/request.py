@@ -151,8 +151,10 @@ def _check_needs(request: Request) -> None:
                 "give --calibration samples, or --calibration random for noise"
             )
         if request.calibration is None:
+            spared = step.without_samples()
             raise UsageError(
                 f"{step.name} needs samples; give --calibration with an .npz, a folder of images, or random for noise"
+                + (f"; with {spared} it needs none" if spared else "")
             )
 
 
