@@ -107,6 +107,11 @@ class PruneFilters(Pass):
             raise UsageError(
                 f"{self.name}: iterations={self.iterations} approach a budget; give macs, params or latency, not ratio"
             )
+        if self.max_ratio < 1 and self.iterations > 1:
+            raise UsageError(
+                f"{self.name}: max-ratio={self.max_ratio:g} is a share of the network as it came, which the later of "
+                f"iterations={self.iterations} no longer see; give one of them"
+            )
         if self.layers and (self.scope != "global" or self.ratio is not None):
             raise UsageError(f"{self.name}: layers=true needs a budget and scope=global, which weighs blocks")
         if self.repair != "sequential" and (self.sweeps > 1 or self.match_variance):
