@@ -176,7 +176,10 @@ def test_a_large_problem_is_relaxed_and_filled() -> None:
     rng = np.random.default_rng(0)
     levels = np.arange(24)
     classes = [
-        Options(-levels * float(rng.uniform(1, 9)), np.cumsum(rng.random(24)) * float(rng.uniform(0.1, 5)))
+        Options(
+            np.asarray(-levels * rng.uniform(1, 9), np.float64),
+            np.asarray(np.cumsum(rng.random(24)) * rng.uniform(0.1, 5), np.float64),
+        )
         for _ in range(200)
     ]
     assert sum(len(o.cost) for o in classes) * BUCKETS > knapsack.SMALL
