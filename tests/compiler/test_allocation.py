@@ -145,15 +145,21 @@ def test_a_budget_that_is_met_takes_nothing() -> None:
     assert (plan, reached) == (Allocation((0, 0)), True)
 
 
-def test_many_ladders_are_planned_to_the_unit() -> None:
-    """More levels than the knapsack is given: the edge of the budget is met by single units all the same."""
-    sizes = [64, 96, 128, 64, 48]
-    curves = [rising(units, number) for number, units in enumerate(sizes)]
+@pytest.mark.parametrize("seed", range(12))
+def test_many_ladders_are_planned_to_the_unit(seed: int) -> None:
+    """More levels than the knapsack is given, and costs that depend on each other: single units meet the edge."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(30, 130, 5).tolist()
+    curves = [rising(units, seed + 7 * number) for number, units in enumerate(sizes)]
     price = chain(sizes)
-    whole = price(Allocation((0,) * 5))
-    plan, reached = allocate(curves, price, 0.5 * whole, Limits())
+    target = float(rng.uniform(0.2, 0.8)) * price(Allocation((0,) * 5))
+    plan, reached = allocate(curves, price, target, Limits())
     assert reached
-    assert 0.49 * whole <= price(plan) <= 0.5 * whole
+    assert price(plan) <= target
+    for index, count in enumerate(plan.removed):
+        if count:
+            spared = Allocation((*plan.removed[:index], count - 1, *plan.removed[index + 1 :]))
+            assert price(spared) > target, f"ladder {index} could have kept more"
 
 
 # --- alternatives ----------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from onnxcomp.analysis.cost import model_cost
 from onnxcomp.cli import cli
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import PassResult
+from onnxcomp.compiler.scene import shapes_of
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
@@ -72,10 +74,14 @@ def test_a_budget_is_held_and_hardly_undercut(name: str, what: str) -> None:
 def test_a_budget_holds_with_many_groups_and_with_coarse_ones(name: str, what: str) -> None:
     model = zoo(name)
     result = pruned(model, PruneFilters(**{what: 0.5}, criterion="l2", repair="none"))  # type: ignore[arg-type]
-    found = share(model, result.model, what)
+    counts = []
+    for each in (model, result.model):
+        # Sizes computed in the graph are known from a run only.
+        counted = model_cost(each, shapes_of(each, zoo_context(each, 4)))
+        counts.append(counted.macs if what == "macs" else counted.parameters)
     assert result.shortfall is None
-    assert found <= 0.5
-    assert found >= 0.49 or any("more than asked for" in note for note in result.notes)
+    assert counts[0] and counts[1]
+    assert 0.49 <= counts[1] / counts[0] <= 0.5
 
 
 def test_shares_by_effect_do_less_damage_than_equal_ones() -> None:
