@@ -12,7 +12,7 @@ from onnxcomp.compiler.ladders import unmeasured
 from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.recovery import Recovery, recover
-from onnxcomp.compiler.rounds import Budget, Chooser, choose, guarded, uniform_instead
+from onnxcomp.compiler.rounds import Budget, Chooser, choose
 from onnxcomp.compiler.scene import Plan, Price, Scene, count_price, pipeline_cost
 from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
@@ -154,15 +154,11 @@ class PruneFilters(Pass):
             self.layers,
         )
         quick = partial(self._quick_repair, left_alone)
-        scene, plan, reference = choose(chooser, original, left_alone, context, log, quick)
+        scene, plan = choose(chooser, original, left_alone, context, log, quick)
         self._tell_budget(chooser.budget, scene, plan, log)
         if plan.empty:
             return log.result(model)
-        carry_out = partial(self._carried_out, scene, left_alone)
-        model, told = carry_out(plan)
-        if reference is not None:
-            uniform = partial(uniform_instead, chooser, scene)
-            plan, model, told = guarded(plan, (model, told), reference, uniform, carry_out, context, log)
+        model, told = self._carried_out(scene, left_alone, plan)
         for name in plan.keep if self.criterion == "obs" else ():
             if reason := unmeasured(original, scene.groups[name]):
                 log.note(f"{name}: {reason}; norms of filters chose its channels")

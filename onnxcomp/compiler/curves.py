@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import scipy.interpolate
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups
@@ -17,7 +16,7 @@ from onnxcomp.compiler.budget import Ladder, Limits
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair import RIDGE
-from onnxcomp.compiler.trials import BATCH, JUDGES, Trial, first_change, run_trials
+from onnxcomp.compiler.trials import BATCH, JUDGES, Judging, Trial, first_change, run_trials
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 
@@ -50,9 +49,12 @@ class Curve:
         """Return the damage at each number of `removed` units: monotone interpolation (Fritsch and Carlson 1980)."""
         if len(self.counts) == 1:
             return np.zeros(len(removed))
+        # Takes longer to import than most models to read.
+        from scipy.interpolate import PchipInterpolator
+
         finite = np.nan_to_num(self.damage, nan=RUINED, posinf=RUINED)
         rising = np.maximum.accumulate(np.maximum(finite, 0.0))
-        spline = scipy.interpolate.PchipInterpolator(self.counts, rising, extrapolate=True)
+        spline = PchipInterpolator(self.counts, rising, extrapolate=True)
         return np.maximum(np.asarray(spline(np.asarray(removed, np.float64)), np.float64), 0.0)
 
 
@@ -80,17 +82,21 @@ def measure_curves(
     reference: Reference | None,
     context: Context,
     limits: Limits,
+    judging: Judging | None = None,
 ) -> tuple[list[Curve], Reference]:
     """Return a curve for every ladder, and the outputs they were judged by.
 
     Each candidate is `model` with the removed units zeroed where they are consumed and their readers refitted once from
     `moments` (by reader's name; readers without any are only zeroed). Only the nodes from the first reader on run again.
-    `reference` are the original's outputs for the same samples; None where `model` is the original.
+    `reference` are the original's outputs for the same samples; None where `model` is the original. `judging` says on how
+    many.
     """
     steps = [(index, count) for index, x in enumerate(ladders) for count in measured_counts(x, limits)]
     alone = [CutAlone(model, groups, ladder, moments) for ladder in ladders]
     trials = [alone[index].trial(count) for index, count in steps]
-    verdicts, reference = run_trials(model, trials, reference, context, "measuring curves")
+    verdicts, reference = run_trials(
+        model, trials, reference, context, "measuring curves", judging or Judging()
+    )
     found: list[tuple[list[int], list[float]]] = [([0], [0.0]) for _ in ladders]
     for (index, count), verdict in zip(steps, verdicts, strict=True):
         found[index][0].append(count)

@@ -32,13 +32,16 @@ class Reference:
     calibration images would show no damage until classes flip. The distance of any other output of floats is the squared
     error as a share of the output's variance. Several outputs add up. Integers and truth values count only where there
     are no floats, by the share that differ. `decision` is the output that agreement is about, by default the first of
-    `classes`, the outputs whose distance is a divergence.
+    `classes`, the outputs whose distance is a divergence. `samples` says how many of the first samples these are.
     """
 
-    def __init__(self, batches: Sequence[Mapping[str, Array]], decision: str | None = None) -> None:
+    def __init__(
+        self, batches: Sequence[Mapping[str, Array]], decision: str | None = None, samples: int = 0
+    ) -> None:
         floats = [{n: a for n, a in batch.items() if _is_array(a, "f")} for batch in batches]
         discrete = [{n: a for n, a in batch.items() if _is_array(a, "iub")} for batch in batches]
         self._batches = floats if any(floats) else discrete
+        self.samples = samples
         self.names = list(self._batches[0]) if self._batches else []
         self._scale = {name: self._spread(name) for name in self.names}
         self.classes = [name for name in self.names if _chooses(self._batches[0][name])]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,17 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import Block, drop_block
+from onnxcomp.analysis.cost import model_cost
 from onnxcomp.compiler.allocation import Allocation, Whole, allocate
 from onnxcomp.compiler.budget import keep_of
-from onnxcomp.compiler.curves import BATCH, JUDGES, Curve, measure_curves
+from onnxcomp.compiler.curves import BATCH, JUDGES, LEVELS, Curve, measure_curves
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.leaning import AS_MEASURED, Lean
 from onnxcomp.compiler.scene import Drop, Plan, Price, Scene
+from onnxcomp.compiler.trials import Judging
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.capture import Frontier, Spool
 
 __all__ = ["Measured", "MeasuredShares"]
 
 Array = NDArray[Any]
+
+TRIAL_MACS = 2 * 10**12
+"""Work that measuring curves may take, about a minute on two cores."""
+
+FEWEST = 32
+"""Samples that curves are measured on at least."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +57,73 @@ class MeasuredShares:
         self._given = reference
         self._blocks = blocks
 
-    def plan(self, target: float) -> Plan:
-        """Return the plan with the least foretold damage whose price falls to `target` or just below."""
+    def reaches(self, target: float) -> bool:
+        """Return whether any plan reaches `target`; where none does, all that can go goes, whatever was measured."""
+        return self.plan(target).reached
+
+    def plan(self, target: float, lean: Lean = AS_MEASURED) -> Plan:
+        """Return the plan with the least foretold damage whose price falls to `target` or just below.
+
+        `lean` weighs the curves; the estimate told is that of the curves as measured.
+        """
         scene = self._scene
         if self._price({}) <= target:
             return Plan({}, True, 0.0)
-        ladders = [curve.ladder for curve in self.measured.curves]
+        curves = [self._weighed(curve, lean) for curve in self.measured.curves]
+        ladders = [curve.ladder for curve in curves]
         numbers: dict[str, list[int]] = {}
         for number, ladder in enumerate(ladders):
             numbers.setdefault(ladder.group, []).append(number)
         wholes = [
-            Whole(tuple(n for name in drop.block.groups for n in numbers.get(name, ())), damage)
+            Whole(
+                tuple(n for name in drop.block.groups for n in numbers.get(name, ())),
+                damage * self._factor(drop.block.groups[0], lean),
+            )
             for drop, damage in self.measured.drops
         ]
 
-        def keep_after(allocation: Allocation, *, emptied: bool) -> dict[str, NDArray[np.bool_]]:
-            keep = keep_of(scene.sizes, ladders, allocation.removed)
-            for number in allocation.gone:
-                for name in self.measured.drops[number][0].block.groups:
-                    keep.pop(name, None)
-                    if emptied:
-                        keep[name] = np.zeros(scene.groups[name].units, bool)
-            return keep
-
         def price(allocation: Allocation) -> float:
-            return self._price(keep_after(allocation, emptied=True))
+            return self._price(self._keep_after(allocation, emptied=True))
 
-        allocation, reached = allocate(self.measured.curves, price, target, scene.limits, wholes)
-        harm = [drop[1] for number, drop in enumerate(self.measured.drops) if number in allocation.gone]
-        gone = {n for number in allocation.gone for n in wholes[number].ladders}
-        cut = [
-            float(curve.at([count])[0])
-            for number, (curve, count) in enumerate(
-                zip(self.measured.curves, allocation.removed, strict=True)
-            )
-            if number not in gone
-        ]
+        allocation, reached = allocate(curves, price, target, scene.limits, wholes)
         drops = tuple(self.measured.drops[number][0] for number in sorted(allocation.gone))
-        return Plan(keep_after(allocation, emptied=False), reached, sum(harm) + sum(cut), drops)
+        keep = self._keep_after(allocation, emptied=False)
+        return Plan(keep, reached, self._estimate(allocation, wholes), drops)
+
+    def _keep_after(self, allocation: Allocation, *, emptied: bool) -> dict[str, NDArray[np.bool_]]:
+        """Return the masks of an allocation; a block that goes is left out, or with `emptied` has no channels."""
+        scene = self._scene
+        ladders = [curve.ladder for curve in self.measured.curves]
+        keep = keep_of(scene.sizes, ladders, allocation.removed)
+        for number in allocation.gone:
+            for name in self.measured.drops[number][0].block.groups:
+                keep.pop(name, None)
+                if emptied:
+                    keep[name] = np.zeros(scene.groups[name].units, bool)
+        return keep
+
+    def _estimate(self, allocation: Allocation, wholes: Sequence[Whole]) -> float:
+        gone = {n for number in allocation.gone for n in wholes[number].ladders}
+        harm = sum(self.measured.drops[number][1] for number in allocation.gone)
+        pairs = enumerate(zip(self.measured.curves, allocation.removed, strict=True))
+        return harm + sum(float(curve.at([count])[0]) for n, (curve, count) in pairs if n not in gone)
+
+    def _weighed(self, curve: Curve, lean: Lean) -> Curve:
+        factor = self._factor(curve.ladder.group, lean)
+        return replace(curve, damage=tuple(factor * damage for damage in curve.damage))
+
+    def _factor(self, name: str, lean: Lean) -> float:
+        return lean.weight(name, self._depth(name), stream=self._scene.groups[name].coupled)
+
+    def _depth(self, name: str) -> float:
+        """Return how deep in the network the readers of a group lie on average, in [0, 1]."""
+        places, group = self._places, self._scene.groups[name]
+        readers = [places[reader] for reader in group.consumers or group.producers]
+        return sum(readers) / (len(readers) * max(1, len(places)))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {node.name: place for place, node in enumerate(self._scene.model.graph.nodes)}
 
     @cached_property
     def measured(self) -> Measured:
@@ -95,15 +133,22 @@ class MeasuredShares:
         depths: Mapping[str, list[int]] = {
             name: [len(ladder.order) for ladder in ladders] for name, ladders in scene.blank().items()
         }
+        judging = Judging(self._judges() if reference is None else reference.samples)
         for ladders, moments in scene.ordered_waves(depths):
             curves, reference = measure_curves(
-                scene.model, scene.groups, ladders, moments, reference, scene.context, scene.limits
+                scene.model, scene.groups, ladders, moments, reference, scene.context, scene.limits, judging
             )
             found.extend(curves)
         drops: list[tuple[Drop, float]] = []
         if self._blocks and reference is not None:
             drops = _measure_drops(scene, self._blocks, reference)
         return Measured(tuple(found), tuple(drops), reference)
+
+    def _judges(self) -> int:
+        """Return on how many samples curves are measured: fewer for large networks, as every trial runs half of it."""
+        trials = sum(len(LEVELS) + 1 for ladders in self._scene.blank().values() for _ in ladders)
+        macs = model_cost(self._scene.model, self._scene.shapes).macs or 1
+        return int(min(JUDGES, max(FEWEST, TRIAL_MACS // (trials * macs // 2 + 1))))
 
 
 def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference) -> list[tuple[Drop, float]]:
@@ -115,7 +160,7 @@ def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference
     found = []
     with Spool() as spool:
         count = 0
-        for feed in context.calibration.take(JUDGES).batches(BATCH):
+        for feed in context.calibration.take(reference.samples).batches(BATCH):
             for name, array in feed.items():
                 spool.write(name, array)
             count += 1

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import residual_blocks
+from onnxcomp.analysis.cost import model_cost
 from onnxcomp.compiler.budget import Limits
-from onnxcomp.compiler.curves import JUDGES
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.leaning import find_lean
 from onnxcomp.compiler.lineage import Lineage
 from onnxcomp.compiler.measured import MeasuredShares
 from onnxcomp.compiler.meet import meet_latency
@@ -23,13 +24,21 @@ from onnxcomp.compiler.scene import Plan, Price, Scene, open_scene
 from onnxcomp.compiler.uniform import UniformShares, at_ratio
 from onnxcomp.ir.model import Model
 
-__all__ = ["Budget", "Chooser", "choose", "guarded", "uniform_instead"]
+__all__ = ["Budget", "Chooser", "choose"]
 
 Mask = NDArray[np.bool_]
 
-WRONG = 3.0
-"""A plan that is this many times worse than foretold is compared with the uniform one: effects of cuts add up to more
-than their sum, but on trained networks to less than twice it after repair."""
+QUICK_MACS = 32 * 10**9
+"""Work of one pass of the quick repair's samples through the network; a few seconds."""
+
+QUICK_LEAST, QUICK_MOST = 64, 256
+"""Bounds of the quick repair's samples."""
+
+MORE_MACS = 64 * 10**9
+"""Work of all quick repairs for single groups together, each counted as one pass: as much as two for a ResNet-56."""
+
+MORE_MOST = 24
+"""Plans carried out for single groups at most."""
 
 QuickRepair = Callable[[Scene, Plan], Model]
 """Returns the first scene's model cut as planned so far and repaired quickly."""
@@ -73,54 +82,93 @@ def choose(
     context: Context,
     log: PassLog,
     quick_repair: QuickRepair,
-) -> tuple[Scene, Plan, Reference | None]:
-    """Return the scene of `model`, the plan for all of its units, and the outputs that plans were judged by.
+) -> tuple[Scene, Plan]:
+    """Return the scene of `model` and the plan for all of its units.
 
     With several rounds the budget is approached in equal ratios; in between the network is cut and repaired quickly, so
     that later rounds see what is left of it. Whole blocks go in the first round. `model` is not edited.
     """
     first = open_scene(model, excluded, chooser.limits, chooser.criterion, context, log)
     if chooser.budget.what == "ratio":
-        return first, at_ratio(first, chooser.budget.share), None
+        return first, at_ratio(first, chooser.budget.share)
+    so_far, scene = Plan({}, True), first
     reference: Reference | None = None
-    scene = first
-    so_far = Plan({}, True)
     targets = _targets(chooser, first)
-    for number, target in enumerate(targets, 1):
-        shares = _shares(chooser, scene, reference, excluded, blocks=number == 1)
-
-        plan_for = partial(_composed, first, so_far, scene, shares)
-        if chooser.budget.measure is None or number < len(targets):
-            so_far = plan_for(target)
+    for target in targets[:-1]:
+        price = chooser.budget.price_of(scene)
+        if chooser.scope == "uniform":
+            plan = UniformShares(scene, price).plan(target)
         else:
-            so_far = _meet(chooser.budget, first, plan_for, log)
-        if isinstance(shares, MeasuredShares) and not so_far.empty:
-            reference = shares.measured.reference
-        if number < len(targets):
-            current = quick_repair(first, so_far)
-            scene = open_scene(current, excluded, chooser.limits, chooser.criterion, context, log, quiet=True)
-    return first, so_far, reference
+            blocks = tuple(residual_blocks(model, scene.groups, excluded)) if chooser.layers else ()
+            shares = MeasuredShares(scene, price, reference, blocks if scene is first else ())
+            plan, reference = shares.plan(target), shares.measured.reference
+        so_far = _composed(first, so_far, scene, plan)
+        current = quick_repair(first, so_far)
+        scene = open_scene(current, excluded, chooser.limits, chooser.criterion, context, log, quiet=True)
+    return first, _last_round(chooser, first, so_far, scene, reference, excluded, quick_repair, log)
 
 
-def _composed(
-    first: Scene, base: Plan, scene: Scene, shares: MeasuredShares | UniformShares, target: float
+def _last_round(
+    chooser: Chooser,
+    first: Scene,
+    base: Plan,
+    scene: Scene,
+    reference: Reference | None,
+    excluded: Mapping[str, str],
+    quick_repair: QuickRepair,
+    log: PassLog,
 ) -> Plan:
-    """Return the plan for `first` of what `base` has cut already and `shares` cut next of `scene`."""
-    plan = shares.plan(target)
+    """Return the whole plan: what is cut of `scene` comes on top of `base`."""
+    budget, price = chooser.budget, chooser.budget.price_of(scene)
+    target = budget.target
+    if price({}) <= target:
+        return base
+
+    uniform = UniformShares(scene, price, deep=budget.measure is not None)
+    shares: Callable[[float], Plan] = uniform.plan
+    if chooser.scope == "global":
+        whole = chooser.layers and scene is first
+        blocks = tuple(residual_blocks(scene.model, scene.groups, excluded)) if whole else ()
+        measured = MeasuredShares(scene, price, reference, blocks)
+        shares = measured.plan
+        if measured.reaches(target):
+            lean = find_lean(
+                lambda lean: _composed(first, base, scene, measured.plan(target, lean)),
+                _composed(first, base, scene, uniform.plan(target)),
+                partial(_distance, first, measured.measured.reference, quick_repair),
+                log,
+                [group.name for group in scene.open],
+                _more(first),
+            )
+            shares = uniform.plan if lean is None else partial(measured.plan, lean=lean)
+
+    def plan_for(target: float) -> Plan:
+        return _composed(first, base, scene, shares(target))
+
+    return plan_for(target) if budget.measure is None else _meet(budget, first, plan_for, log)
+
+
+def _composed(first: Scene, base: Plan, scene: Scene, plan: Plan) -> Plan:
+    """Return the plan for `first` of what `base` has cut already and `plan` cuts next of `scene`."""
     lineage = Lineage(first.groups, base.keep)
     lineage.record(scene.groups, plan.keep)
     estimate = None if plan.estimate is None else (base.estimate or 0.0) + plan.estimate
     return Plan(lineage.keep, plan.reached, estimate, base.drops or plan.drops)
 
 
-def _shares(
-    chooser: Chooser, scene: Scene, reference: Reference | None, excluded: Mapping[str, str], *, blocks: bool
-) -> MeasuredShares | UniformShares:
-    price = chooser.budget.price_of(scene)
-    if chooser.scope == "uniform":
-        return UniformShares(scene, price, deep=chooser.budget.measure is not None)
-    whole = residual_blocks(scene.model, scene.groups, excluded) if chooser.layers and blocks else []
-    return MeasuredShares(scene, price, reference, tuple(whole))
+def _distance(first: Scene, reference: Reference | None, quick_repair: QuickRepair, plan: Plan) -> float:
+    """Return how far the outputs are from the original's once `plan` is carried out with a quick repair."""
+    context = first.context
+    assert reference is not None and context.calibration is not None, "curves have been measured"
+    few = replace(context, calibration=context.calibration.take(max(reference.samples, _quick(first))))
+    made = quick_repair(replace(first, context=few), plan)
+    return judge(made, reference, context.calibration.take(reference.samples), context)
+
+
+def _quick(scene: Scene) -> int:
+    """Return on how many samples a plan is repaired quickly: fewer for large networks."""
+    macs = model_cost(scene.model, scene.shapes).macs or 1
+    return int(min(QUICK_MOST, max(QUICK_LEAST, QUICK_MACS // macs)))
 
 
 def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: PassLog) -> Plan:
@@ -139,43 +187,10 @@ def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: 
     return replace(plan, reached=measured <= budget.target, measured=measured)
 
 
-def uniform_instead(chooser: Chooser, scene: Scene) -> Plan | None:
-    """Return the uniform plan for the same budget, or None where its price cannot be told without a measurement."""
-    if chooser.budget.measure is not None:
-        return None
-    return UniformShares(scene, chooser.budget.price_of(scene)).plan(chooser.budget.target)
-
-
-def guarded(
-    plan: Plan,
-    made: tuple[Model, PassLog],
-    reference: Reference,
-    uniform: Callable[[], Plan | None],
-    carry_out: Callable[[Plan], tuple[Model, PassLog]],
-    context: Context,
-    log: PassLog,
-) -> tuple[Plan, Model, PassLog]:
-    """Return `plan` with the model and notes it led to, or the uniform plan with its own where that does better.
-
-    The real distance of the outputs is measured on the samples that the curves were judged by. Only where it is more than
-    `WRONG` times what the curves foretold, the uniform plan for the same budget is carried out too.
-    """
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
-    samples = context.calibration.take(JUDGES)
-    found = judge(made[0], reference, samples, context)
-    log.note(f"distance of the outputs: {plan.estimate or 0.0:.3g} foretold, {found:.3g} measured")
-    if plan.estimate is None or found <= WRONG * plan.estimate:
-        return plan, *made
-    other = uniform()
-    if other is None or not other.reached or other.empty:
-        return plan, *made
-    second = carry_out(other)
-    instead = judge(second[0], reference, samples, context)
-    better = instead < found
-    log.note(
-        f"the forecast was wrong; uniform shares give {instead:.3g} and are {'taken' if better else 'no better'}"
-    )
-    return (other, *second) if better else (plan, *made)
+def _more(scene: Scene) -> int:
+    """Return how many plans may be carried out for the sake of single groups: none for large networks."""
+    macs = model_cost(scene.model, scene.shapes).macs or 1
+    return int(min(MORE_MOST, MORE_MACS // (macs * _quick(scene))))
 
 
 def _targets(chooser: Chooser, scene: Scene) -> Sequence[float]:

@@ -54,20 +54,21 @@ def run_trials(
     reference: Reference | None,
     context: Context,
     what: str,
-    judging: Judging = Judging(),
+    judging: Judging | None = None,
 ) -> tuple[list[Verdict], Reference]:
     """Return a verdict for every trial, in the order given, and the outputs they were judged by.
 
     `reference` are the outputs to judge by, of the same samples; None for those of `model`. One model is held at a time.
     """
-    samples = context.calibration
+    samples, judging = context.calibration, judging or Judging()
     assert samples is not None, "the driver's preflight supplies calibration samples"
+    number_of = judging.samples if reference is None else reference.samples
     place = {node.name: number for number, node in enumerate(model.graph.nodes)}
     outputs = [v.name for v in model.graph.outputs]
     found: dict[int, Verdict] = {}
     with Spool() as spool:
         count = 0
-        for feed in samples.take(judging.samples).batches(BATCH):
+        for feed in samples.take(number_of).batches(BATCH):
             for name, array in feed.items():
                 spool.write(name, array)
             count += 1
@@ -76,7 +77,7 @@ def run_trials(
         )
         base = list(frontier.preview(model, outputs))
         if reference is None:
-            reference = Reference(base, judging.decision)
+            reference = Reference(base, judging.decision, judging.samples)
         floor = reference.distance(base)
         order = sorted(range(len(trials)), key=lambda n: place.get(trials[n].first or "", len(place)))
         reached: str | None = None

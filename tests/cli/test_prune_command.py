@@ -107,7 +107,7 @@ def test_a_dry_run_writes_nothing() -> None:
     ("options", "data", "code", "message"),
     [
         ("macs=0.5", "", 2, "prune-filters needs samples; give --calibration"),
-        ("", DATA, 2, "prune-filters: give one of ratio, macs and params; none of them is given"),
+        ("", DATA, 2, "prune-filters: give one of ratio, macs, params and latency; none of them is given"),
         ("macs=0.5 ratio=0.5", DATA, 2, "ratio and macs"),
         ("macs=1.5", DATA, 2, "macs=1.5 is out of range; 0 <= macs <= 1"),
         ("marcs=0.5", DATA, 2, "did you mean 'macs'?"),
