@@ -207,7 +207,8 @@ class PruneFilters(Pass):
             log.note(f"the budget {budget.what}={budget.share:g} is met without cutting")
             return
         achieved = price(plan.priced(scene.groups)) if plan.measured is None else plan.measured
-        if not plan.reached:
+        # Channels that an earlier round untied may cost more together than each round counted.
+        if not plan.reached or achieved > budget.target:
             limited = [f"{o.name}={getattr(self, o.field):g}" for o in self.options() if o.field in _LIMITS]
             reasons = dict.fromkeys(f"{g.name}: {g.blocked}" for g in scene.groups if g.blocked)
             log.shortfall = (

@@ -39,6 +39,9 @@ FEW = 64
 HELD_BACK = 0.125
 """Share of the calibration samples that decides whether another sweep or a matching of variances is kept."""
 
+STRETCH = 4.0
+"""Outputs are scaled by no more than this: what hardly varies any more is not brought back by scaling noise."""
+
 BATCH = 32
 
 
@@ -163,7 +166,8 @@ def matched(visit: Visit) -> Solution | None:
     made = np.einsum("god,gde,goe->go", W, moments.covariance(), W, optimize=True)
     wanted = moments.variance_y()
     usable = (made > 0) & (wanted > 0)
-    scale = np.where(usable, np.sqrt(wanted / np.where(usable, made, 1.0)), 1.0)
+    ratio = np.where(usable, wanted / np.where(usable, made, 1.0), 1.0)
+    scale = np.clip(np.sqrt(ratio), 1 / STRETCH, STRETCH)
     W = W * scale[:, :, None]
     bias = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
     return Solution(W, bias.reshape(-1))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import Context
+from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.graph import Constant, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.capture import Frontier, Spool
@@ -79,6 +82,11 @@ def run_trials(
         if reference is None:
             reference = Reference(base, judging.decision, judging.samples)
         floor = reference.distance(base)
+        if not np.isfinite(floor):
+            raise PreconditionError(
+                "outputs are not finite on the calibration samples, so that nothing can be judged by them; "
+                "use scope=uniform, or samples on which the network gives numbers"
+            )
         order = sorted(range(len(trials)), key=lambda n: place.get(trials[n].first or "", len(place)))
         reached: str | None = None
         for number in order:

@@ -62,7 +62,7 @@ class Spool:
         """
         if not isinstance(array, np.ndarray) or array.dtype == object:
             raise PreconditionError(
-                f"{name!r} is not a tensor of numbers, and repair cannot keep it; use repair=none"
+                f"{name!r} is not a tensor of numbers, and it cannot be kept between runs; use scope=uniform repair=none"
             )
         entries = self._index.setdefault(name, [])
         if name not in self._files:
