@@ -129,7 +129,9 @@ def statistics_waves(
         wide = {name: n for name, node in readers.items() if (n := _channels_of(node, wave)) is not None}
         readers = {name: node for name, node in readers.items() if name in wide or not too_wide(node)}
         nodes = list(readers.values())
-        moments = collect_moments(model, nodes, context, shapes, "statistics", channelwise=wide) if nodes else {}
+        moments = (
+            collect_moments(model, nodes, context, shapes, "statistics", channelwise=wide) if nodes else {}
+        )
         yield wave, moments, wide
 
 

@@ -129,6 +129,7 @@ def test_sweeps_are_judged_on_samples_that_the_refit_does_not_see(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
+
     def spy(*given: object, **named: object) -> object:
         context = given[4]
         assert isinstance(context, Context) and context.calibration is not None

@@ -61,7 +61,10 @@ def test_a_model_without_a_group_that_can_be_cut_stays_and_says_so(body: str, st
     ("step", "message"),
     [
         (PruneFilters(), "give one of ratio, macs, params and latency; none of them is given"),
-        (PruneFilters(macs=0.5, ratio=0.5), "give one of ratio, macs, params and latency; ratio and macs are given"),
+        (
+            PruneFilters(macs=0.5, ratio=0.5),
+            "give one of ratio, macs, params and latency; ratio and macs are given",
+        ),
         (PruneFilters(macs=0.5, params=0.5), "macs and params are given"),
         (PruneFilters(ratio=1.0), "ratio=1 is out of range; 0 <= ratio < 1"),
         (PruneFilters(ratio=-0.1), "ratio=-0.1 is out of range"),
