@@ -3,8 +3,9 @@
     python -m tools.bench_prune [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--options TEXT]
                                 [--memory] [--threads N] [--shared FOLDER] [--json FILE]
 
-Every row is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak memory are measured from
-outside, all else is read from the run's report. The networks and the data are those of `../shared` or `--shared`; no
+Every row (see `tools.prune_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
+memory are measured from outside; where a latency is to be reached, the file that was written is timed beside the original
+afterwards; all else is read from the run's report. The networks and the data are those of `../shared` or `--shared`; no
 labels reach the run, and nothing is trained. Exit code 1 where a figure is missed or a run fails.
 """
 
@@ -23,79 +24,52 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+import onnxcomp
+from onnxcomp.runtime.bench import batch_feeds
+from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.steady import steady_ratio
 from tools.bench_output import write_document
 from tools.child_usage import Usage, run_measured
+from tools.prune_cases import BUDGETS, CASES, SAMPLES, Case
 
-__all__ = ["CASES", "Case", "Figure", "Result", "Setting", "figures", "measure", "pipeline", "spread"]
+__all__ = ["Figure", "Result", "Setting", "figures", "measure", "measure_latency", "pipeline", "spread"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
 EXACT = "fold-constants,fold-batchnorm,remove-dead"
 
-PEAK_BYTES = 10**9
-"""What the whole command may take in memory."""
+Bound = Literal[">=", "<="]
 
 FLAT = 1.1
 """Peak memory with twice the samples to that with once: what counts as flat. Allocators are not exact."""
 
-RAW = {"layout": "NHWC->NCHW", "scale": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]}
-"""The preprocess table of a network that takes the values 0..255 as they are."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, what may remain of its MACs, pass options, and the accuracy (%) and seconds to reach, if any.
-
-    `calibration` is given to the run in place of the unlabelled samples.
-    """
-
-    name: str
-    model: str
-    macs: float
-    options: Mapping[str, str]
-    accuracy: float | None = None
-    seconds: float | None = None
-    preprocess: Mapping[str, object] | None = None
-    calibration: str | None = None
-
-
-CASES = (
-    Case("resnet20-50-control", "cifar10_resnet20_bn", 0.5, {"criterion": "l1", "repair": "none"}),
-    Case("resnet20-50", "cifar10_resnet20_bn", 0.5, {}, accuracy=82.5, seconds=40),
-    Case("resnet20-75", "cifar10_resnet20_bn", 0.75, {}, accuracy=89.8, seconds=40),
-    Case("resnet56-50", "cifar10_resnet56_bn", 0.5, {}, accuracy=90.3, seconds=120),
-    Case(
-        "resnet56-50-free",
-        "cifar10_resnet56_bn",
-        0.5,
-        {"scope": "uniform"},
-        accuracy=75.0,
-        calibration="none",
-    ),
-    Case("resnet8-75", "mlperftiny_resnet8_cifar10", 0.75, {}, accuracy=83.0, preprocess=RAW),
-    Case("vgg9-50", "cifar10_vgg9_bn", 0.5, {}),
-)
-"""The rows. The control has nothing to reach: it shows what is lost where nothing is repaired; VGG-9 is for information."""
-
 
 @dataclass(frozen=True)
 class Setting:
-    """How the rows are run: where models and data are, and options that are added to those of every case, and win."""
+    """How the rows are run: where models and data are, how many samples, and options that win over those of every case."""
 
     shared: Path
-    samples: int = 512
+    samples: int = SAMPLES
     threads: int = 0
     options: Mapping[str, str] | None = None
 
-    @property
-    def calibration(self) -> Path:
-        """The unlabelled samples that the run may see."""
-        return self.shared / "data" / "cifar10_calibration.npz"
+    def model(self, case: Case) -> Path:
+        """Return the network that is pruned."""
+        return self.shared / "models" / f"{case.model}.onnx"
 
-    @property
-    def evaluation(self) -> Path:
-        """The labelled samples that judge the result, all of them."""
-        return self.shared / "data" / "cifar10_evaluation.npz"
+    def calibration(self, case: Case) -> Path:
+        """Return the unlabelled samples that the run may see."""
+        return self.shared / "data" / f"{case.data}_calibration.npz"
+
+    def evaluation(self, case: Case) -> Path:
+        """Return the labelled samples that judge the result, all of them."""
+        return self.shared / "data" / f"{case.data}_evaluation.npz"
+
+    def pruning(self, case: Case) -> dict[str, str]:
+        """Return the options of prune-filters; a budget that is given stands in the place of the one of `case`."""
+        given = self.options or {}
+        replaced = set(BUDGETS) - set(given) if set(BUDGETS) & set(given) else set()
+        return {name: value for name, value in case.options.items() if name not in replaced} | dict(given)
 
 
 @dataclass(frozen=True)
@@ -103,7 +77,7 @@ class Figure:
     """A target beside what was reached; `bound` says on which side of the target it must be."""
 
     name: str
-    bound: Literal[">=", "<="]
+    bound: Bound
     target: float
     reached: float | None
 
@@ -117,7 +91,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one case: accuracies and agreement in percent, shares of the original.
+    """One run of one case: accuracies and agreement in percent, MACs, parameters and latency as shares of the original's.
 
     `samples` are those that the run calibrated on, which are fewer than wanted where the data holds no more. `failure`
     is what a run said that did not end with 0, and what was not measured is None.
@@ -137,6 +111,7 @@ class Result:
     sqnr_db: float | None = None
     macs_share: float | None = None
     parameters_share: float | None = None
+    latency_share: float | None = None
     pass_seconds: Mapping[str, float] | None = None
     figures: tuple[Figure, ...] = ()
     failure: str | None = None
@@ -149,8 +124,8 @@ class Result:
 
 def pipeline(case: Case, setting: Setting) -> str:
     """Return the text of the pipeline that `case` runs."""
-    options = {"macs": f"{case.macs:g}", **case.options, **(setting.options or {})}
-    return f"{EXACT},prune-filters{{{' '.join(f'{name}={value}' for name, value in options.items())}}}"
+    options = setting.pruning(case).items()
+    return f"{EXACT},prune-filters{{{' '.join(f'{name}={value}' for name, value in options)}}}"
 
 
 def measure(case: Case, setting: Setting, seed: int = 0) -> Result:
@@ -162,10 +137,12 @@ def measure(case: Case, setting: Setting, seed: int = 0) -> Result:
     passes = pipeline(case, setting)
     with tempfile.TemporaryDirectory(prefix="bench-prune-") as name:
         folder = Path(name)
-        report = folder / "report.json"
+        report, pruned = folder / "report.json", folder / "small.onnx"
         usage = run_measured(_command(case, setting, passes, seed, folder, report), ROOT)
         document = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
-    facts = _facts(document) if document is not None else {}
+        facts = _facts(document) if document is not None else {}
+        if pruned.exists() and _latency_target(case, setting) is not None:
+            facts["latency_share"] = measure_latency(setting.model(case), pruned)
     return Result(
         case=case.name,
         pipeline=passes,
@@ -180,6 +157,16 @@ def measure(case: Case, setting: Setting, seed: int = 0) -> Result:
     )
 
 
+def measure_latency(original: Path, pruned: Path) -> float:
+    """Return the time of `pruned` as a share of that of `original`: batch 1, one thread, measured in turns.
+
+    It is measured as prune-filters measures what a budget of latency asks for, but on the files.
+    """
+    model = onnxcomp.load(original)
+    reference, candidate = (Session(one, threads=1) for one in (model, onnxcomp.load(pruned)))
+    return steady_ratio(reference, candidate, batch_feeds(model, (1,))[1]).ratio
+
+
 def _command(
     case: Case, setting: Setting, passes: str, seed: int, folder: Path, report: Path
 ) -> tuple[str, ...]:
@@ -190,10 +177,10 @@ def _command(
         extra = ("--preprocess", str(table))
     return (
         *(sys.executable, "-m", "onnxcomp", "optimize", "-q"),
-        *(str(setting.shared / "models" / f"{case.model}.onnx"), "-o", str(folder / "small.onnx")),
+        *(str(setting.model(case)), "-o", str(folder / "small.onnx")),
         *("--passes", passes),
         *_calibration(case, setting),
-        *("--evaluation", str(setting.evaluation)),
+        *("--evaluation", str(setting.evaluation(case))),
         *("--seed", str(seed), "--threads", str(setting.threads), "--report", str(report)),
         *extra,
     )
@@ -202,7 +189,7 @@ def _command(
 def _calibration(case: Case, setting: Setting) -> tuple[str, ...]:
     if case.calibration is not None:
         return ("--calibration", case.calibration)
-    return ("--calibration", str(setting.calibration), "--samples", str(setting.samples))
+    return ("--calibration", str(setting.calibration(case)), "--samples", str(setting.samples))
 
 
 def _facts(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,16 +210,24 @@ def _facts(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def figures(case: Case, setting: Setting, usage: Usage, facts: Mapping[str, Any]) -> tuple[Figure, ...]:
     """Return what `case` is to reach beside what it reached; `facts` are the fields of a Result read from a report."""
-    share = float((setting.options or {}).get("macs", case.macs))
-    found = [
-        Figure("macs_share", "<=", share, facts.get("macs_share")),
-        Figure("peak_bytes", "<=", PEAK_BYTES, usage.peak_bytes),
-    ]
-    if case.accuracy is not None:
-        found.append(Figure("accuracy", ">=", case.accuracy, facts.get("accuracy")))
-    if case.seconds is not None:
-        found.append(Figure("seconds", "<=", case.seconds, usage.seconds))
-    return tuple(found)
+    macs = setting.pruning(case).get("macs")
+    wanted: tuple[tuple[str, Bound, float | None, float | None], ...] = (
+        ("macs_share", "<=", None if macs is None else float(macs), facts.get("macs_share")),
+        ("peak_bytes", "<=", case.peak_bytes, usage.peak_bytes),
+        ("accuracy", ">=", case.accuracy, facts.get("accuracy")),
+        ("agreement", ">=", case.agreement, facts.get("agreement")),
+        ("latency_share", "<=", _latency_target(case, setting), facts.get("latency_share")),
+        ("seconds", "<=", case.seconds, usage.seconds),
+    )
+    return tuple(
+        Figure(name, bound, target, got) for name, bound, target, got in wanted if target is not None
+    )
+
+
+def _latency_target(case: Case, setting: Setting) -> float | None:
+    """Return the budget of latency where there is one, what the row asks for otherwise."""
+    budget = setting.pruning(case).get("latency")
+    return case.latency if budget is None else float(budget)
 
 
 def _failure(usage: Usage) -> str:
@@ -262,18 +257,8 @@ def _show_results(console: Console, results: Sequence[Result]) -> None:
     table = Table(title="prune-filters, the whole command", title_justify="left")
     table.add_column("row")
     for name in (
-        *(
-            "seed",
-            "samples",
-            "original %",
-            "accuracy %",
-            "to reach",
-            "agreement %",
-            "SQNR dB",
-            "MACs %",
-            "parameters %",
-        ),
-        *("seconds", "to reach", "peak MB", "to reach", "met"),
+        *("seed", "samples", "original %", "accuracy %", "agreement %", "SQNR dB", "MACs %"),
+        *("parameters %", "latency %", "seconds", "peak MB", "met"),
     ):
         table.add_column(name, justify="right")
     for result in results:
@@ -283,16 +268,14 @@ def _show_results(console: Console, results: Sequence[Result]) -> None:
             str(result.seed),
             _number(result.samples, digits=0),
             _number(result.accuracy_before),
-            _number(result.accuracy),
-            _target(targets.get("accuracy")),
-            _number(result.agreement),
+            _cell(result.accuracy, targets.get("accuracy")),
+            _cell(result.agreement, targets.get("agreement")),
             _number(result.sqnr_db),
             _number(result.macs_share, 100),
             _number(result.parameters_share, 100),
-            _number(result.seconds, digits=1),
-            _target(targets.get("seconds")),
-            _number(result.peak_bytes, 1e-6, digits=0),
-            _target(targets.get("peak_bytes"), 1e-6),
+            _cell(result.latency_share, targets.get("latency_share"), 100, 1),
+            _cell(result.seconds, targets.get("seconds"), digits=1),
+            _cell(result.peak_bytes, targets.get("peak_bytes"), 1e-6, 0),
             "yes" if result.met else "no",
         )
     console.print(table)
@@ -315,8 +298,13 @@ def _number(value: float | None, factor: float = 1, digits: int = 2) -> str:
     return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
-def _target(figure: Figure | None, factor: float = 1) -> str:
-    return "" if figure is None else f"{figure.bound} {figure.target * factor:g}"
+def _cell(value: float | None, figure: Figure | None, factor: float = 1, digits: int = 2) -> str:
+    """Return what was reached, and in brackets what is to be reached."""
+    return _number(value, factor, digits) + ("" if figure is None else f" ({_target(figure, factor)})")
+
+
+def _target(figure: Figure, factor: float = 1) -> str:
+    return f"{figure.bound} {figure.target * factor:g}"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -325,7 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join(case.name for case in CASES)
     parser.add_argument("--rows", type=_words, metavar="NAME,...", help=f"rows to run, of: {names}")
     parser.add_argument("--shared", type=Path, default=ROOT / "../shared", help="folder of models/ and data/")
-    parser.add_argument("--samples", type=int, default=512, help="calibration samples (default 512)")
+    parser.add_argument(
+        "--samples", type=int, help=f"calibration samples (default {SAMPLES}, or what the row says)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0 = all cores (default)")
     parser.add_argument(
         "--repeat-with-seed", type=_numbers, default=[0], metavar="0,1,2", help="run every row with each seed"
@@ -354,10 +344,21 @@ def _numbers(text: str) -> list[int]:
     return [int(word) for word in _words(text)]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _options(text: str) -> dict[str, str]:
     pairs = [word.partition("=") for word in text.split()]
     if not all(name and equals and value for name, equals, value in pairs):
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE NAME=VALUE")
+    for name, _, value in pairs:
+        if name in BUDGETS and not _is_number(value):
+            raise argparse.ArgumentTypeError(f"{name}={value} is no budget; give a number, as in {name}=0.5")
     return {name: value for name, _, value in pairs}
 
 
@@ -371,12 +372,17 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
         if name not in cases:
             parser.error(f"there is no row '{name}'; rows are {', '.join(cases)}")
     chosen = [cases[name] for name in names]
-    setting = _setting(options, options.samples)
-    models = {options.shared / "models" / f"{case.model}.onnx" for case in chosen}
-    for path in (*sorted(models), setting.calibration, setting.evaluation):
+    setting = _setting(options, SAMPLES)
+    for path in dict.fromkeys(path for case in chosen for path in _read(case, setting)):
         if not path.exists():
             parser.error(f"{path} does not exist; say with --shared where models/ and data/ are")
     return chosen
+
+
+def _read(case: Case, setting: Setting) -> list[Path]:
+    """Return the files that a run of `case` reads."""
+    samples = [setting.calibration(case)] if case.calibration is None else []
+    return [setting.model(case), *samples, setting.evaluation(case)]
 
 
 def _setting(options: argparse.Namespace, samples: int) -> Setting:
@@ -396,11 +402,9 @@ def _memory_figures(results: Sequence[Result]) -> dict[str, Figure]:
 def _runs(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[tuple[Case, int, int]]:
     """Yield case, samples and seed of every run."""
     for case in cases:
-        if options.memory:
-            seed = options.repeat_with_seed[0]
-            yield from ((case, samples, seed) for samples in (options.samples, 2 * options.samples))
-        else:
-            yield from ((case, options.samples, seed) for seed in options.repeat_with_seed)
+        once = case.samples if options.samples is None else options.samples
+        for samples in (once, 2 * once) if options.memory else (once,):
+            yield from ((case, samples, seed) for seed in options.repeat_with_seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from tools import bench_prune
-from tools.bench_prune import CASES, RAW, Case, Figure, Result, Setting, figures, measure, pipeline, spread
+from tools.bench_prune import Figure, Result, Setting, figures, measure, measure_latency, pipeline, spread
 from tools.child_usage import Usage
+from tools.prune_cases import CASES, RAW, Case
 
 ZOO = Path(__file__).parents[2] / "models"
-MLP = Case("mlp-50", "digits_mlp", 0.5, {"criterion": "l1", "repair": "none"}, accuracy=10.0, seconds=1e6)
+CHEAP = {"criterion": "l1", "repair": "none", "scope": "uniform"}
+MLP = Case("mlp-50", "digits_mlp", {"macs": "0.5", **CHEAP}, accuracy=10.0, seconds=1e6)
+NAMES = {case.name: case for case in CASES}
 USAGE = Usage(exit_code=0, seconds=30.0, cpu_seconds=40.0, peak_bytes=5 * 10**8, stderr="")
 
 
@@ -34,7 +37,7 @@ def shared(tmp_path: Path) -> Path:
 def test_a_row_is_the_whole_command_and_its_report(shared: Path) -> None:
     result = measure(MLP, Setting(shared, samples=32, threads=1), seed=5)
     assert result.failure is None
-    assert result.pipeline.endswith("prune-filters{macs=0.5 criterion=l1 repair=none}")
+    assert result.pipeline.endswith("prune-filters{macs=0.5 criterion=l1 repair=none scope=uniform}")
     assert (result.case, result.seed, result.samples, result.exit_code) == ("mlp-50", 5, 32, 0)
     assert result.accuracy_before is not None and result.accuracy_before > 97
     assert result.accuracy is not None and result.agreement is not None and result.sqnr_db is not None
@@ -56,7 +59,7 @@ def test_a_row_is_the_whole_command_and_its_report(shared: Path) -> None:
 
 
 def test_a_run_that_fails_is_a_row_with_its_reason(shared: Path) -> None:
-    result = measure(replace(MLP, options={"criterion": "l3"}), Setting(shared, samples=8))
+    result = measure(replace(MLP, options={"macs": "0.5", "criterion": "l3"}), Setting(shared, samples=8))
     assert result.exit_code == 2
     assert result.failure is not None and result.failure.startswith("exit 2: ") and "l3" in result.failure
     assert not result.met
@@ -74,13 +77,14 @@ def test_networks_that_take_raw_pixels_are_fed_raw_pixels(
         return replace(USAGE, exit_code=2)
 
     monkeypatch.setattr(bench_prune, "run_measured", run)
-    measure(next(case for case in CASES if case.name == "resnet8-75"), Setting(shared))
+    measure(NAMES["resnet8-75"], Setting(shared))
     assert seen == [RAW]
 
 
 def test_a_row_without_data_gives_none(shared: Path) -> None:
     result = measure(
-        replace(MLP, options={"joint": "0"}, calibration="none"), Setting(shared, samples=8, threads=1)
+        replace(MLP, options={"macs": "0.5", "joint": "0", "scope": "uniform"}, calibration="none"),
+        Setting(shared, samples=8, threads=1),
     )
     assert result.failure is None
     assert result.samples == 256, "as many as are made, whatever the other rows are given"
@@ -88,9 +92,25 @@ def test_a_row_without_data_gives_none(shared: Path) -> None:
 
 def test_given_options_win_over_those_of_the_row_and_move_its_target() -> None:
     setting = Setting(Path(), options={"repair": "one-shot", "align": "8", "macs": "0.4"})
-    assert pipeline(MLP, setting).endswith("{macs=0.4 criterion=l1 repair=one-shot align=8}")
+    assert pipeline(MLP, setting).endswith("{macs=0.4 criterion=l1 repair=one-shot scope=uniform align=8}")
     (share, *_) = figures(MLP, setting, USAGE, {"macs_share": 0.45})
     assert (share.target, share.met) == (0.4, False)
+
+
+def test_a_given_budget_stands_in_the_place_of_that_of_the_row() -> None:
+    case, macs, latency = NAMES["resnet56-latency"], {"macs": "0.4"}, {"latency": "0.5"}
+    assert pipeline(case, Setting(Path())).endswith("prune-filters{latency=0.6}")
+    assert pipeline(case, Setting(Path(), options=macs)).endswith("prune-filters{macs=0.4}")
+    assert pipeline(MLP, Setting(Path(), options=latency)).endswith(
+        "{criterion=l1 repair=none scope=uniform latency=0.5}"
+    )
+    assert targets(case, Setting(Path(), options=macs))["macs_share"] == 0.4
+    moved = targets(MLP, Setting(Path(), options=latency))
+    assert moved["latency_share"] == 0.5 and "macs_share" not in moved
+
+
+def targets(case: Case, setting: Setting) -> dict[str, float]:
+    return {figure.name: figure.target for figure in figures(case, setting, USAGE, {})}
 
 
 def test_figures_are_met_on_their_side_of_the_target_and_missed_where_nothing_was_measured() -> None:
@@ -100,16 +120,105 @@ def test_figures_are_met_on_their_side_of_the_target_and_missed_where_nothing_wa
 
 
 def test_the_rows_ask_for_what_is_to_be_reached() -> None:
-    targets = {case.name: (case.macs, case.accuracy, case.seconds) for case in CASES}
-    assert targets == {
-        "resnet20-50-control": (0.5, None, None),
-        "resnet20-50": (0.5, 82.5, 40),
-        "resnet20-75": (0.75, 89.8, 40),
-        "resnet56-50": (0.5, 90.3, 120),
-        "resnet56-50-free": (0.5, 75.0, None),
-        "resnet8-75": (0.75, 83.0, None),
-        "vgg9-50": (0.5, None, None),
+    rest = {"macs_share", "peak_bytes"}
+    wanted = {
+        name: {key: value for key, value in targets(case, Setting(Path())).items() if key not in rest}
+        for name, case in NAMES.items()
     }
+    assert wanted == {
+        "resnet20-50-control": {},
+        "resnet20-50-uniform": {"accuracy": 82.5, "seconds": 20},
+        "resnet20-75": {"accuracy": 89.8},
+        "resnet20-50": {"accuracy": 86.5, "seconds": 60},
+        "resnet56-50-uniform": {"accuracy": 90.3, "seconds": 70},
+        "resnet56-50": {"accuracy": 91.8, "seconds": 240},
+        "resnet56-40-layers": {"accuracy": 90.0},
+        "resnet56-latency": {"accuracy": 90.5, "latency_share": 0.6},
+        "resnet56-50-free": {"accuracy": 75.0},
+        "vgg9-50": {"accuracy": 85.5, "latency_share": 0.6},
+        "resnet8-50": {"accuracy": 78.0},
+        "resnet8-75": {"accuracy": 83.0},
+        "lite0-85": {"agreement": 88.0, "seconds": 480},
+    }
+
+
+def test_every_row_bounds_its_memory_and_its_budget() -> None:
+    peaks = {name: targets(case, Setting(Path()))["peak_bytes"] for name, case in NAMES.items()}
+    assert peaks == dict.fromkeys(NAMES, 8e8) | {"lite0-85": 2e9}
+    for case in CASES:
+        budget = {"macs_share": case.options.get("macs"), "latency_share": case.options.get("latency")}
+        found = targets(case, Setting(Path()))
+        asked = {name: float(share) for name, share in budget.items() if share is not None}
+        assert len(asked) == 1 and asked.items() <= found.items()
+
+
+def test_the_file_that_was_written_is_timed_where_a_latency_is_to_be_reached(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[Path, int]] = []
+
+    def ratio(original: Path, pruned: Path) -> float:
+        timed.append((original, pruned.stat().st_size))
+        return 0.7
+
+    monkeypatch.setattr(bench_prune, "measure_latency", ratio)
+    setting = Setting(shared, samples=8, threads=1)
+    result = measure(replace(MLP, latency=0.6), setting)
+    assert [original for original, _ in timed] == [shared / "models" / "digits_mlp.onnx"]
+    assert timed[0][1] < (ZOO / "digits_mlp.onnx").stat().st_size
+    assert result.failure is None and result.latency_share == 0.7
+    assert [figure.name for figure in result.figures if not figure.met] == ["latency_share"]
+    failed = measure(replace(MLP, latency=0.6, options={"macs": "0.5", "criterion": "l3"}), setting)
+    assert failed.latency_share is None and len(timed) == 1, "nothing was written"
+
+
+def test_a_file_takes_as_long_as_itself_and_a_smaller_network_less() -> None:
+    net, mlp = ZOO / "digits_resnet.onnx", ZOO / "digits_mlp.onnx"
+    assert 0.5 < measure_latency(net, net) < 2
+    assert measure_latency(net, mlp) < 0.5
+
+
+def test_a_row_is_fed_with_its_own_data_and_its_own_number_of_samples(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for role in ("calibration", "evaluation"):
+        (shared / "data" / f"imagenet_{role}.npz").touch()
+    for name in ("efficientnet_lite0_bn", "mlperftiny_resnet8_cifar10"):
+        (shared / "models" / f"{name}.onnx").touch()
+    seen: list[list[str]] = []
+
+    def run(command: Any, folder: Path) -> Usage:
+        seen.append([str(word) for word in command])
+        return USAGE
+
+    monkeypatch.setattr(bench_prune, "run_measured", run)
+    wanted = ["--shared", str(shared), "--rows", "lite0-85,resnet8-50,resnet20-50"]
+    assert bench_prune.main(wanted) == 1
+    assert bench_prune.main([*wanted, "--samples", "64"]) == 1
+
+    def given(words: list[str], option: str) -> str:
+        return words[words.index(option) + 1]
+
+    data = [Path(given(words, "--calibration")).name for words in seen[:3]]
+    judges = [Path(given(words, "--evaluation")).name for words in seen[:3]]
+    assert data == ["imagenet_calibration.npz", *["cifar10_calibration.npz"] * 2]
+    assert judges == ["imagenet_evaluation.npz", *["cifar10_evaluation.npz"] * 2]
+    assert [given(words, "--samples") for words in seen] == ["128", "1024", "512", "64", "64", "64"]
+
+
+def test_what_is_missed_stands_beside_its_target(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, setting = NAMES["vgg9-50"], Setting(shared)
+    facts: dict[str, Any] = {"accuracy": 85.0, "latency_share": 0.61, "macs_share": 0.5}
+    made = Result(
+        case.name, "", 0, 0, 30.0, 40.0, 5 * 10**8, **facts, figures=figures(case, setting, USAGE, facts)
+    )
+    (shared / "models" / "cifar10_vgg9_bn.onnx").touch()
+    monkeypatch.setattr(bench_prune, "measure", lambda *_: made)
+    assert bench_prune.main(["--shared", str(shared), "--rows", "vgg9-50"]) == 1
+    shown = capsys.readouterr().out
+    assert "85.00 (>= 85.5)" in shown and "61.0 (<= 60)" in shown and "500 (<= 800)" in shown
 
 
 def test_the_spread_is_over_the_seeds_of_a_row() -> None:
@@ -130,7 +239,7 @@ def test_table_and_document_show_targets_beside_what_was_reached(
     assert bench_prune.main([*wanted, "--samples", "16", "--repeat-with-seed", "0,1"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("resnet20-50-control") == 3, "two runs and their spread"
-    assert "<= 1000" in shown
+    assert "(<= 800)" in shown
     document = json.loads(file.read_text())
     assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
     assert [(row["seed"], row["met"]) for row in document["rows"]] == [(0, True), (1, True)]
@@ -164,7 +273,9 @@ def test_memory_runs_with_once_and_twice_the_samples(
     [
         (["--rows", "resnet21"], "there is no row 'resnet21'; rows are resnet20-50-control, "),
         (["--rows", "vgg9-50"], "cifar10_vgg9_bn.onnx does not exist; say with --shared"),
+        (["--rows", "lite0-85"], "efficientnet_lite0_bn.onnx does not exist; say with --shared"),
         (["--options", "align"], "'align' is not NAME=VALUE"),
+        (["--options", "macs=half"], "macs=half is no budget; give a number, as in macs=0.5"),
         (["--memory", "--repeat-with-seed", "0,1"], "--memory runs with one seed"),
     ],
 )
