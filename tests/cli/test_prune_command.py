@@ -53,8 +53,9 @@ def report() -> Any:
     return json.loads(Path("run.json").read_text())
 
 
-def test_half_of_the_work_goes_and_the_accuracy_stays() -> None:
-    result = optimize("macs=0.5 criterion=obs", f"{JUDGED} --report run.json --max-drop 2")
+@pytest.mark.parametrize("scope", ["uniform", pytest.param("global", marks=pytest.mark.slow)])
+def test_half_of_the_work_goes_and_the_accuracy_stays(scope: str) -> None:
+    result = optimize(f"macs=0.5 scope={scope}", f"{JUDGED} --report run.json --max-drop 2")
     assert files() == {"out.onnx", "run.json"}
     found = report()
     assert found["status"] == "done"
@@ -75,7 +76,7 @@ def test_half_of_the_work_goes_and_the_accuracy_stays() -> None:
 def test_two_runs_write_the_same_bytes() -> None:
     written = []
     for _ in range(2):
-        optimize("macs=0.6", "--force --seed 5")
+        optimize("macs=0.6 scope=uniform joint=1", "--force --seed 5")
         written.append(Path("out.onnx").read_bytes())
     assert written[0] == written[1]
 
@@ -92,7 +93,7 @@ def test_a_budget_beyond_reach_ends_with_4_and_keeps_the_best_effort() -> None:
 
 
 def test_a_drop_beyond_the_bound_ends_with_4_and_keeps_the_best_effort() -> None:
-    result = optimize("macs=0.5 criterion=l1 repair=none", f"{JUDGED} --max-drop 1", 4)
+    result = optimize("macs=0.5 scope=uniform criterion=l1 repair=none", f"{JUDGED} --max-drop 1", 4)
     assert files() == {"out.best.onnx"}
     assert "--max-drop 1: " in result.stderr
 

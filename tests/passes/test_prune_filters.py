@@ -46,7 +46,7 @@ def test_nothing_changes_where_nothing_has_to_go(options: str) -> None:
 def test_a_model_without_a_group_that_can_be_cut_stays_and_says_so(body: str, stored: str) -> None:
     model = parse_model(net("(float[N,3,8,8] x) => (float[N,3,8,8] y)", stored, body))
     assert prune(model, PruneFilters(ratio=0.5)).shortfall is None
-    result = prune(model, PruneFilters(params=0.5, criterion="l1", repair="none"))
+    result = prune(model, PruneFilters(params=0.5, scope="uniform", criterion="l1", repair="none"))
     assert not result.changed
     assert prune(model, PruneFilters(macs=1.0)).shortfall is None, "a budget that is met is met"
     if "Conv" in body:
@@ -122,7 +122,7 @@ def test_norms_without_repair_work_without_samples() -> None:
 @pytest.mark.parametrize("budget", [0.75, 0.5, 0.25])
 def test_a_budget_is_never_exceeded_and_hardly_undercut(name: str, what: str, budget: float) -> None:
     model = zoo(name)
-    step = PruneFilters(**{what: budget}, criterion="l1", repair="none")  # type: ignore[arg-type]
+    step = PruneFilters(**{what: budget}, scope="uniform", criterion="l1", repair="none")  # type: ignore[arg-type]
     result = prune(model, step)
     assert result.shortfall is None
     assert budget - 0.01 <= share(model, result.model, what) <= budget
@@ -133,8 +133,18 @@ def test_a_budget_is_never_exceeded_and_hardly_undercut(name: str, what: str, bu
 def test_budgets_hold_on_random_networks_or_are_told_to_be_beyond_reach(
     plan: Plan, budget: float, what: str, seed: int
 ) -> None:
+    budget_holds_or_is_told(plan, "uniform", budget, what, seed)
+
+
+@given(plans(4), st.floats(0.3, 0.95), st.sampled_from(["macs", "params"]))
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+def test_shares_by_effect_hold_budgets_on_random_networks_too(plan: Plan, budget: float, what: str) -> None:
+    budget_holds_or_is_told(plan, "global", budget, what, 0)
+
+
+def budget_holds_or_is_told(plan: Plan, scope: str, budget: float, what: str, seed: int) -> None:
     model = build(plan)
-    step = PruneFilters(**{what: budget}, criterion="random", repair="none")  # type: ignore[arg-type]
+    step = PruneFilters(**{what: budget}, scope=scope, criterion="random", repair="none")  # type: ignore[arg-type]
     result = prune(model, step, seed=seed)
     found = share(model, result.model, what)
     if result.shortfall is None:
@@ -159,7 +169,7 @@ def test_random_networks_survive_elimination_and_repair(plan: Plan, repair: str)
 
 def test_a_budget_beyond_reach_is_approached_and_what_blocks_is_named() -> None:
     model = zoo("digits_resnet")
-    result = prune(model, PruneFilters(macs=0.0001, criterion="l1", repair="none"))
+    result = prune(model, PruneFilters(macs=0.0001, scope="uniform", criterion="l1", repair="none"))
     assert result.changed
     assert result.shortfall is not None
     assert "macs=0.0001 cannot be reached; 0.00" in result.shortfall
@@ -189,8 +199,9 @@ def test_ratio_is_the_share_removed_from_every_group() -> None:
         assert not result.notes or "no repair" in result.notes[0]
 
 
+@pytest.mark.parametrize("scope", ["uniform", pytest.param("global", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{"ratio": 0.4}, {"macs": 0.4}, {"params": 0.4}])
-def test_limits_hold_for_every_group(options: Mapping[str, float]) -> None:
+def test_limits_hold_for_every_group(options: Mapping[str, float], scope: str) -> None:
     model = zoo("digits_resnet")
     cases: list[tuple[dict[str, float], Callable[[int, int], bool]]] = [
         ({"align": 8}, lambda before, after: after % 8 == 0),
@@ -198,7 +209,7 @@ def test_limits_hold_for_every_group(options: Mapping[str, float]) -> None:
         ({"max_ratio": 0.25}, lambda before, after: after >= 0.75 * before),
     ]
     for limits, rule in cases:
-        step = PruneFilters(**options, **limits, criterion="l1", repair="none")  # type: ignore[arg-type]
+        step = PruneFilters(**options, **limits, scope=scope, criterion="l1", repair="none")  # type: ignore[arg-type]
         result = prune(model, step)
         assert result.changes
         for before, after in kept(result).values():
@@ -214,8 +225,10 @@ def test_limits_hold_for_every_group(options: Mapping[str, float]) -> None:
 def test_chained_budgets_are_shares_of_the_model_that_the_pipeline_received() -> None:
     model = zoo("digits_resnet")
     context = zoo_context(model)
-    first = PruneFilters(macs=0.7, criterion="l1", repair="none").run(model.clone(), context)
-    second = PruneFilters(macs=0.5, criterion="l1", repair="none").run(first.model.clone(), context)
+    first = PruneFilters(macs=0.7, scope="uniform", criterion="l1", repair="none").run(model.clone(), context)
+    second = PruneFilters(macs=0.5, scope="uniform", criterion="l1", repair="none").run(
+        first.model.clone(), context
+    )
     assert 0.69 <= share(model, first.model) <= 0.7
     assert 0.49 <= share(model, second.model) <= 0.5
     third = PruneFilters(macs=0.6, criterion="l1", repair="none").run(second.model.clone(), context)
@@ -228,7 +241,7 @@ def test_chained_budgets_are_shares_of_the_model_that_the_pipeline_received() ->
 def test_without_repair_the_result_is_the_original_with_its_readers_masked(name: str) -> None:
     """The oracle: which channels went is read off the weights that made them, all of them different."""
     model = zoo(name)
-    result = prune(model, PruneFilters(macs=0.5, repair="none"))
+    result = prune(model, PruneFilters(macs=0.5, scope="uniform", repair="none"))
     groups = channel_groups(model)
     keep = {}
     for change in result.changes:
@@ -258,7 +271,7 @@ def _is_vector(model: Model, name: str) -> bool:
 
 def test_chance_depends_on_the_seed_and_on_nothing_else() -> None:
     model = zoo("digits_mlp")
-    step = PruneFilters(macs=0.5, criterion="random", repair="none")
+    step = PruneFilters(macs=0.5, scope="uniform", criterion="random", repair="none")
     marks = [fingerprint(prune(model, step, seed=seed).model) for seed in (0, 0, 1, 2)]
     assert marks[0] == marks[1]
     assert len(set(marks)) == 3
@@ -267,7 +280,7 @@ def test_chance_depends_on_the_seed_and_on_nothing_else() -> None:
 def test_the_criteria_choose_differently_within_the_same_budget() -> None:
     model = zoo("digits_resnet")
     results = {
-        c: prune(model, PruneFilters(macs=0.5, criterion=c, repair="none")).model
+        c: prune(model, PruneFilters(macs=0.5, scope="uniform", criterion=c, repair="none")).model
         for c in ("obs", "l1", "l2", "random")
     }
     assert len({fingerprint(m) for m in results.values()}) == 4

@@ -45,7 +45,7 @@ def test_excluded_nodes_keep_their_bytes_and_their_shapes() -> None:
     model = zoo("digits_resnet")
     convs = [n.name for n in model.graph.nodes if n.is_op("Conv")]
     spared = frozenset(convs[3:6])
-    result = prune(model, PruneFilters(macs=0.6), excluded=spared)
+    result = prune(model, PruneFilters(macs=0.6, scope="uniform", joint=1), excluded=spared)
     before, after = weights_of(model), weights_of(result.model)
     assert all(after[name] == before[name] for name in spared)
     assert share(model, result.model) <= 0.6
@@ -88,7 +88,7 @@ def test_repair_restores_what_pruning_destroys(name: str, floors: tuple[int, int
     model = zoo(name)
     found = {}
     for repair in ("sequential", "one-shot", "none"):
-        result = prune(model, PruneFilters(macs=0.3, repair=repair))
+        result = prune(model, PruneFilters(macs=0.3, scope="uniform", repair=repair))
         assert 0.29 <= share(model, result.model) <= 0.3
         found[repair] = accuracy(result.model)
     assert found["sequential"] >= floors[0]
@@ -151,7 +151,8 @@ def test_half_precision_stays_half(repair: str) -> None:
     text = CHAIN.replace("float[", "float16[")
     model = parse_model(text)
     feeds: dict[str, Array] = {"x": noise(parse_model(CHAIN))["x"].astype(np.float16)}
-    result = PruneFilters(macs=0.6, repair=repair).run(model.clone(), context_for(model, feeds))  # type: ignore[arg-type]
+    step = PruneFilters(macs=0.6, scope="uniform", repair=repair)  # type: ignore[arg-type]
+    result = step.run(model.clone(), context_for(model, feeds))
     assert_valid(result.model, like=model)
     assert {c.values.dtype.name for c in result.model.graph.constants.values()} == {"float16"}
 
@@ -160,7 +161,9 @@ def test_half_precision_stays_half(repair: str) -> None:
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_mlp"])
 def test_the_same_run_gives_the_same_model(name: str) -> None:
     model = zoo(name)
-    marks = {fingerprint(prune(model, PruneFilters(macs=0.5), seed=3).model) for _ in range(2)}
+    marks = {
+        fingerprint(prune(model, PruneFilters(macs=0.5, scope="uniform"), seed=3).model) for _ in range(2)
+    }
     assert len(marks) == 1
 
 
