@@ -273,7 +273,7 @@ def _show_results(console: Console, results: Sequence[Result]) -> None:
             _number(result.sqnr_db),
             _number(result.macs_share, 100),
             _number(result.parameters_share, 100),
-            _cell(result.latency_share, targets.get("latency_share"), 100, 1),
+            _cell(result.latency_share, targets.get("latency_share"), 100),
             _cell(result.seconds, targets.get("seconds"), digits=1),
             _cell(result.peak_bytes, targets.get("peak_bytes"), 1e-6, 0),
             "yes" if result.met else "no",

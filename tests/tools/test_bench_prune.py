@@ -218,7 +218,7 @@ def test_what_is_missed_stands_beside_its_target(
     monkeypatch.setattr(bench_prune, "measure", lambda *_: made)
     assert bench_prune.main(["--shared", str(shared), "--rows", "vgg9-50"]) == 1
     shown = capsys.readouterr().out
-    assert "85.00 (>= 85.5)" in shown and "61.0 (<= 60)" in shown and "500 (<= 800)" in shown
+    assert "85.00 (>= 85.5)" in shown and "61.00 (<= 60)" in shown and "500 (<= 800)" in shown
 
 
 def test_the_spread_is_over_the_seeds_of_a_row() -> None:
