@@ -24,6 +24,9 @@ MOST_LEVELS = 24
 """Levels of a ladder that the knapsack chooses among; the exact fill takes single steps afterwards."""
 
 
+BLOCK = 8
+"""Multiples of so many channels are always among the levels: kernels are fast there."""
+
 FARTHEST = 16
 """Counts further down that one step may go to where those between cost the same: kernels work on 16 channels at once."""
 
@@ -60,16 +63,9 @@ def allocate(
     deepest = problem.deepest()
     if price(deepest) > target:
         return deepest, False
-    plan = problem.halfway()
-    best: Allocation | None = None
-    for _ in range(PASSES):
-        exact = problem.to_edge(problem.linear(plan))
-        if best is None or problem.damage_of(exact) < problem.damage_of(best):
-            best = exact
-        if exact == plan:
-            break
-        plan = exact
-    assert best is not None
+    # Time falls in steps of many channels, and a step is seen only from where the other channels are whole.
+    nothing = Allocation((0,) * len(curves))
+    best = min((problem.settle(start) for start in (problem.halfway(), nothing)), key=problem.damage_of)
     if wholes:
         # Around one alternative taken whole the linear costs of the others can mislead: they must not make it worse.
         alone, possible = allocate(curves, price, target, limits)
@@ -93,6 +89,16 @@ class _Problem:
     def __post_init__(self) -> None:
         self.allowed = [curve.ladder.counts(self.limits) for curve in self.curves]
         self.damage = [curve.at(counts) for curve, counts in zip(self.curves, self.allowed, strict=True)]
+
+    def settle(self, plan: Allocation) -> Allocation:
+        """Return the best allocation on the way from `plan`, each taken from linear costs around the last."""
+        found: list[Allocation] = []
+        for _ in range(PASSES):
+            found.append(self.to_edge(self.linear(plan)))
+            if found[-1] == plan or found[-1] in found[:-1]:
+                break
+            plan = found[-1]
+        return min(found, key=self.damage_of)
 
     def deepest(self) -> Allocation:
         """Return the allocation that removes all that can go."""
@@ -151,7 +157,10 @@ class _Problem:
 
     def _levels(self, index: int, plan: Allocation, here: float) -> tuple[Array, Array, list[int]]:
         counts = self.allowed[index]
-        picked = sorted({round(x) for x in np.linspace(0, len(counts) - 1, min(len(counts), MOST_LEVELS))})
+        spread = {round(x) for x in np.linspace(0, len(counts) - 1, min(len(counts), MOST_LEVELS))}
+        units = self.curves[index].ladder.units
+        blocks = {place for place, count in enumerate(counts) if (units - count) % BLOCK == 0}
+        picked = sorted(spread | blocks)
         costs = [self.price(_with(plan, index, counts[p])) - here for p in picked]
         return np.array(costs), self.damage[index][picked], [counts[p] for p in picked]
 

@@ -21,10 +21,10 @@ __all__ = ["AS_MEASURED", "Lean", "find_lean"]
 LATE = (2.0, 4.0)
 """Steps of the search towards sparing late layers: factors of 7 and 55 between the first and the last."""
 
-STREAMS = 4.0
-"""Step of the search towards sparing residual streams."""
+STREAMS = (4.0, 16.0)
+"""Steps of the search towards sparing residual streams."""
 
-_FIRST = 4
+_FIRST = 5
 """Plans that may be carried out before single groups are looked at."""
 
 GROUP = 2.0
@@ -78,7 +78,7 @@ def find_lean(
     """Return the lean whose plan comes nearest to the original after a quick repair; None where `uniform` does.
 
     `distance` carries a plan out and measures it. Steps are taken along one number, then along the other, for as long as
-    the distance falls: at most five plans are carried out. Where plans are cheap, up to `more` are spent on single
+    the distance falls: at most six plans are carried out. Where plans are cheap, up to `more` are spent on single
     `groups`, one after the other.
     """
     tried: list[tuple[Plan, float]] = []
@@ -98,10 +98,12 @@ def find_lean(
         if not found < least:
             break
         best, least = Lean(late), found
-    aside = Lean(best.late, STREAMS)
-    found = measured(plan_for(aside))
-    told.append(f"{aside} {found:.3g}")
-    if found < least:
+    for streams in STREAMS:
+        aside = Lean(best.late, streams)
+        found = measured(plan_for(aside))
+        told.append(f"{aside} {found:.3g}")
+        if not found < least:
+            break
         best, least = aside, found
     best, least = _group_by_group(plan_for, measured, best, least, groups, lambda: len(tried) < _FIRST + more)
     if best.groups:
