@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from onnxcomp.analysis.blocks import residual_blocks
+from onnxcomp.analysis.channels import channel_groups, default_shapes
 from onnxcomp.analysis.cost import model_cost
+from onnxcomp.analysis.linear import linear_node
 from onnxcomp.cli import cli
+from onnxcomp.compiler import rounds
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import PassResult
 from onnxcomp.compiler.scene import shapes_of
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
+from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.prune_filters import PruneFilters
 from onnxcomp.runtime.data import open_samples
 from onnxcomp.runtime.inputs import input_specs
@@ -26,15 +31,17 @@ from onnxcomp.testing import assert_valid, fingerprint
 from tests.support.pruning import ZOO, kept, share, zoo, zoo_context
 
 SAMPLES = 64
-CLASSIFIERS = (
-    "digits_resnet",
-    "digits_mobilenet",
-    "digits_mlp",
-    "digits_vgg",
-    "digits_shufflenet",
-    "digits_lstm",
-)
-"""Nets with classes whose budgets can be met to the unit; the DenseNet's many groups are left to the slow tests."""
+QUICK = ("digits_mlp", "digits_lstm", "digits_vgg")
+"""Nets with classes whose budgets can be met to the unit, and whose few groups are measured quickly."""
+
+MANY_GROUPS = ("digits_resnet", "digits_mobilenet", "digits_shufflenet")
+
+
+@pytest.fixture(autouse=True)
+def _few_plans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lean shares by a handful of plans, not by single groups too, unless a test takes its time."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(rounds, "MORE_MOST", 0)
 
 
 def pruned(model: Model, step: PruneFilters, samples: int = SAMPLES, **given: object) -> PassResult:
@@ -57,15 +64,21 @@ def distance(model: Model, other: Model) -> float:
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("what", ["macs", "params"])
-def test_a_budget_is_held_and_hardly_undercut(name: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [
+        *[(name, "global") for name in QUICK],
+        *[pytest.param(name, "global", marks=pytest.mark.slow) for name in MANY_GROUPS],
+        *[(name, "uniform") for name in (*QUICK, *MANY_GROUPS)],
+    ],
+)
+def test_a_budget_is_held_and_hardly_undercut(name: str, scope: str, what: str) -> None:
     model = zoo(name)
-    for scope in ("global", "uniform"):
-        step = PruneFilters(**{what: 0.5}, scope=scope, criterion="l2", repair="none")  # type: ignore[arg-type]
-        result = pruned(model, step)
-        assert result.shortfall is None
-        assert 0.49 <= share(model, result.model, what) <= 0.5
+    step = PruneFilters(**{what: 0.5}, scope=scope, criterion="l2", repair="none")  # type: ignore[arg-type]
+    result = pruned(model, step)
+    assert result.shortfall is None
+    assert 0.49 <= share(model, result.model, what) <= 0.5
 
 
 @pytest.mark.slow
@@ -84,9 +97,10 @@ def test_a_budget_holds_with_many_groups_and_with_coarse_ones(name: str, what: s
     assert 0.49 <= counts[1] / counts[0] <= 0.5
 
 
-def test_shares_by_effect_do_less_damage_than_equal_ones() -> None:
-    """On held-out images, where gates and depthwise filters make layers differ in what they can spare."""
-    model = zoo("digits_mobilenet")
+@pytest.mark.parametrize("name", ["digits_vgg", pytest.param("digits_mobilenet", marks=pytest.mark.slow)])
+def test_shares_by_effect_do_less_damage_than_equal_ones(name: str) -> None:
+    """On held-out images, where layers differ in what they can spare."""
+    model = zoo(name)
     made = {
         "global": pruned(model, PruneFilters(macs=0.25, joint=0), 128),
         "uniform": pruned(model, PruneFilters(macs=0.25, scope="uniform", joint=0), 128),
@@ -96,6 +110,42 @@ def test_shares_by_effect_do_less_damage_than_equal_ones() -> None:
     assert found["global"] < 0.9 * found["uniform"]
     ratios = {scope: [after / before for before, after in kept(r).values()] for scope, r in made.items()}
     assert np.ptp(ratios["global"]) > 2 * np.ptp(ratios["uniform"]), "shares differ from group to group"
+
+
+# --- whole residual blocks -------------------------------------------------------------------------------------------
+def test_blocks_that_matter_least_go_whole_and_are_told() -> None:
+    """Two branches of the residual net are made faint, one beside an identity and one beside a convolved shortcut."""
+    plain = zoo("digits_resnet")
+    model = FoldBatchnorm().run(plain, zoo_context(plain, 4)).model
+    blocks = residual_blocks(model, channel_groups(model, default_shapes(model)))
+    faint = {blocks[1].name: blocks[1], blocks[4].name: blocks[4]}
+    for block in faint.values():
+        last = linear_node(next(n for n in model.graph.nodes if n.name == block.nodes[-1]))
+        assert last is not None
+        model.graph.set_constant(last.node, 1, last.weight_array() * np.float32(0.01))
+    made = {
+        layers: pruned(model, PruneFilters(macs=0.3, layers=layers, criterion="l2", repair="none"))
+        for layers in (True, False)
+    }
+    for result in made.values():
+        assert result.shortfall is None
+        assert 0.29 <= share(model, result.model) <= 0.3
+    gone = {c.where: c.details["nodes"] for c in made[True].changes if c.what == "residual block removed"}
+    assert gone == {name: list(block.nodes) for name, block in faint.items()}
+    left = {node.name for node in made[True].model.graph.nodes}
+    for block in blocks:
+        assert left.isdisjoint(block.nodes) if block.name in faint else left.issuperset(block.nodes)
+        if block.name in faint:
+            assert not {c.where for c in made[True].changes} & set(block.groups), "it is told once"
+    assert not [c for c in made[False].changes if "removed" in c.what]
+    assert distance(model, made[True].model) < distance(model, made[False].model)
+
+
+def test_a_budget_is_held_where_blocks_may_go_but_need_not() -> None:
+    model = zoo("digits_resnet")
+    result = pruned(model, PruneFilters(macs=0.3, layers=True, joint=0))
+    assert result.shortfall is None
+    assert 0.29 <= share(model, result.model) <= 0.3
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
@@ -140,7 +190,7 @@ def test_excluded_nodes_are_not_touched() -> None:
 )
 def test_the_same_seed_gives_the_same_bytes(step: PruneFilters) -> None:
     model = zoo("digits_vgg" if step.macs else "digits_mlp")
-    assert len({fingerprint(pruned(model, step, seed=4).model) for _ in range(2)}) == 1
+    assert len({fingerprint(pruned(model, step, 32, seed=4).model) for _ in range(2)}) == 1
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -170,6 +220,14 @@ def test_the_same_seed_gives_the_same_bytes(step: PruneFilters) -> None:
         (
             PruneFilters(macs=0.5, iterations=0),
             "prune-filters: iterations=0 is out of range; it is at least 1",
+        ),
+        (
+            PruneFilters(macs=0.5, layers=True, scope="uniform"),
+            "prune-filters: layers=true needs a budget and scope=global, which weighs blocks",
+        ),
+        (
+            PruneFilters(ratio=0.5, layers=True),
+            "prune-filters: layers=true needs a budget and scope=global, which weighs blocks",
         ),
         (PruneFilters(macs=0.5, sweeps=0), "prune-filters: sweeps=0 is out of range; it is at least 1"),
     ],
