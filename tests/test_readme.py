@@ -46,11 +46,14 @@ def commands(body: str) -> list[str]:
     return [line for line in joined if line.strip() and not SET_UP.match(line)]
 
 
-def named(found: list[tuple[str, str]]) -> list[object]:
-    return [pytest.param(body, id=name) for name, body in found]
+def named(found: list[tuple[str, str]], slow: str = "") -> list[object]:
+    """Return the blocks as parameters of a test, the one called `slow` marked as slow."""
+    return [pytest.param(body, id=name, marks=[pytest.mark.slow] * (name == slow)) for name, body in found]
 
 
 SHELL = [(name, body) for name, body in blocks("sh") if commands(body)]
+SHOWN = "README.md-1"
+"""The block of shell whose command stands in a console block, too, which runs it."""
 
 
 def test_no_block_is_in_a_language_that_nobody_runs() -> None:
@@ -79,7 +82,7 @@ def test_the_checks_install_and_test_as_the_readme_says() -> None:
     assert passes is not None and passes[0] in script
 
 
-@pytest.mark.parametrize("body", named(SHELL))
+@pytest.mark.parametrize("body", named(SHELL, slow=SHOWN))
 def test_the_commands_of_a_shell_block_run(body: str, tmp_path: Path) -> None:
     for command in commands(body):
         assert run_command(command, tmp_path)
