@@ -155,15 +155,15 @@ def _request(model: Path, options: dict[str, Any]) -> Any:
 # --- results ---------------------------------------------------------------------------------------------------------
 def show_sensitivity(result: Sensitivity) -> None:
     """Print a row per place and level, the most and the least sensitive places, and what cannot be compressed."""
-    from onnxcomp.cli_view import amount, say, show_table
+    from onnxcomp.cli_view import amount, count_text, say, show_table
 
     name = result.file.path if result.file is not None else "the model"
     cost = result.cost
     say((name, "bold"), f" after {result.pipeline or 'no pass'}")
-    say(f"  {cost.nodes:,} nodes, {cost.parameters:,} parameters, {amount(cost.macs)} MACs")
-    say(
-        f"  judged on {result.samples:,} samples of {result.data.source}: {_MEASURES.get(result.measure, '')}"
-    )
+    say(f"  {count_text(cost.nodes, 'node')}, {cost.parameters:,} parameters, {amount(cost.macs)} MACs")
+    if result.effects:
+        where = f"{count_text(result.samples, 'sample')} of {result.data.source}"
+        say(f"  judged on {where}: {_MEASURES.get(result.measure, '')}")
     for note in result.notes:
         say(("  note: ", "cyan"), note)
     if result.effects:

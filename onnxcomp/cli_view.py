@@ -77,6 +77,11 @@ def say(*parts: str | tuple[str, str]) -> None:
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
+def count_text(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def amount(value: float | None) -> str:
     """Return a number with three or four figures and k, M, G or T behind it."""
     if value is None:
@@ -156,7 +161,7 @@ def _compared_on(report: Report) -> str:
 
 
 def _data_text(facts: DataFacts) -> str:
-    return f"{facts.role} data {facts.source}"
+    return facts.source if facts.mode == "none" else f"{facts.role} data {facts.source}"
 
 
 def show_comparison(comparison: Comparison, where: str, metric: str | None) -> None:
@@ -174,8 +179,7 @@ def show_comparison(comparison: Comparison, where: str, metric: str | None) -> N
         parts.insert(0, f"mse {comparison.mse:.3g}")
     if comparison.worst is not None:
         parts.append(f"largest difference {comparison.worst.max_abs:.3g}")
-    samples = f"{comparison.samples:,} samples" if comparison.samples != 1 else "1 sample"
-    say(("compared", "bold"), f" on {samples} of {where}: {', '.join(parts)}")
+    say(("compared", "bold"), f" on {count_text(comparison.samples, 'sample')} of {where}: {', '.join(parts)}")
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------

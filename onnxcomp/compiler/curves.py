@@ -14,6 +14,7 @@ from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.budget import Ladder, Limits
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.gathering import NEIGHBOURS
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair import RIDGE
 from onnxcomp.compiler.trials import BATCH, JUDGES, Judging, Trial, first_change, run_trials
@@ -58,12 +59,12 @@ class Curve:
         return np.maximum(np.asarray(spline(np.asarray(removed, np.float64)), np.float64), 0.0)
 
 
-def measured_counts(ladder: Ladder, limits: Limits) -> list[int]:
+def measured_counts(ladder: Ladder, limits: Limits, levels: Sequence[float] = LEVELS) -> list[int]:
     """Return the numbers of removed units at which the curve of `ladder` is measured, ascending, without 0."""
     allowed = [count for count in ladder.counts(limits) if count]
     if not allowed:
         return []
-    return sorted({*nearest_counts(ladder, limits, LEVELS), allowed[-1]})
+    return sorted({*nearest_counts(ladder, limits, levels), allowed[-1]})
 
 
 def nearest_counts(ladder: Ladder, limits: Limits, levels: Sequence[float]) -> list[int]:
@@ -83,15 +84,18 @@ def measure_curves(
     context: Context,
     limits: Limits,
     judging: Judging | None = None,
+    levels: Sequence[float] = LEVELS,
 ) -> tuple[list[Curve], Reference]:
     """Return a curve for every ladder, and the outputs they were judged by.
 
     Each candidate is `model` with the removed units zeroed where they are consumed and their readers refitted once from
     `moments` (by reader's name; readers without any are only zeroed). Only the nodes from the first reader on run again.
     `reference` are the original's outputs for the same samples; None where `model` is the original. `judging` says on how
-    many.
+    many; `levels` are the shares removed at which it is measured, and the most that can go is another.
     """
-    steps = [(index, count) for index, x in enumerate(ladders) for count in measured_counts(x, limits)]
+    steps = [
+        (index, count) for index, x in enumerate(ladders) for count in measured_counts(x, limits, levels)
+    ]
     alone = [CutAlone(model, groups, ladder, moments) for ladder in ladders]
     trials = [alone[index].trial(count) for index, count in steps]
     verdicts, reference = run_trials(
@@ -170,8 +174,18 @@ def _solved(node: LinearNode, stats: Moments, stays: Array) -> Array64:
     new = np.zeros_like(W)
     S = np.flatnonzero(stays)
     if len(S):
-        new[:, :, S] = ridge(H[:, S[:, None], S], W @ H[:, :, S], W[:, :, S], RIDGE)
+        strength = mending_strength(node, stats)
+        new[:, :, S] = ridge(H[:, S[:, None], S], W @ H[:, :, S], W[:, :, S], strength)
     return new
+
+
+def mending_strength(node: LinearNode, stats: Moments) -> float:
+    """Return the ridge strength of a trial's refit, as a share of the mean variance of the inputs.
+
+    As in the walk: with fewer independent samples than inputs a refit would learn the samples by heart.
+    """
+    independent = stats.count / (NEIGHBOURS if node.spatial else 1)
+    return min(1.0, max(RIDGE, node.matrix().shape[2] / max(1.0, independent)))
 
 
 def reader_columns(group: ChannelGroup, node: LinearNode) -> NDArray[np.int64] | None:

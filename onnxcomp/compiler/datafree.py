@@ -74,7 +74,7 @@ FAMILIES = (
 RANGES = ((0.0, 1.0), (0.5, 0.25), (120.0, 60.0))
 """Mean and deviation of pixels as networks take them: normalised, 0 to 1, 0 to 255."""
 
-SOURCE = "samples made from the model"
+SOURCE = "data made from the model"
 
 
 @dataclass(frozen=True)

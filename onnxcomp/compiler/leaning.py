@@ -114,6 +114,8 @@ def find_lean(
         told.append(f"uniform {found:.3g}")
         if found < least:
             chosen = None
+    if len(tried) == 1:
+        return chosen
     log.note(
         f"distance of the outputs after a quick repair, by shares: {'; '.join(told)}; "
         f"taken: {'uniform' if chosen is None else chosen}"

@@ -14,11 +14,11 @@ from onnxcomp.analysis.blocks import Block, drop_block
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.compiler.allocation import Allocation, Whole, allocate
 from onnxcomp.compiler.budget import keep_of
-from onnxcomp.compiler.curves import BATCH, JUDGES, LEVELS, Curve, measure_curves
+from onnxcomp.compiler.curves import JUDGES, LEVELS, Curve, measure_curves
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.leaning import AS_MEASURED, Lean
 from onnxcomp.compiler.scene import Drop, Plan, Price, Scene
-from onnxcomp.compiler.trials import Judging
+from onnxcomp.compiler.trials import Judging, together
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.capture import Frontier, Spool
 
@@ -31,6 +31,9 @@ TRIAL_MACS = 2 * 10**12
 
 FEWEST = 32
 """Samples that curves are measured on at least."""
+
+FEW_LEVELS = (1 / 4, 1 / 2, 3 / 4)
+"""Levels at which the curves of large networks are measured, where more would take longer than that."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,21 @@ class MeasuredShares:
         depths: Mapping[str, list[int]] = {
             name: [len(ladder.order) for ladder in ladders] for name, ladders in scene.blank().items()
         }
-        judging = Judging(self._judges() if reference is None else reference.samples)
+        work = self._trial_work() * FEWEST
+        levels = LEVELS if work * len(LEVELS) <= TRIAL_MACS else FEW_LEVELS
+        most = int(min(JUDGES, max(FEWEST, FEWEST * TRIAL_MACS // max(1, work * len(levels)))))
+        judging = Judging(most if reference is None else reference.samples)
         for ladders, moments in scene.ordered_waves(depths):
             curves, reference = measure_curves(
-                scene.model, scene.groups, ladders, moments, reference, scene.context, scene.limits, judging
+                scene.model,
+                scene.groups,
+                ladders,
+                moments,
+                reference,
+                scene.context,
+                scene.limits,
+                judging,
+                levels,
             )
             found.extend(curves)
         drops: list[tuple[Drop, float]] = []
@@ -144,11 +158,10 @@ class MeasuredShares:
             drops = _measure_drops(scene, self._blocks, reference)
         return Measured(tuple(found), tuple(drops), reference)
 
-    def _judges(self) -> int:
-        """Return on how many samples curves are measured: fewer for large networks, as every trial runs half of it."""
-        trials = sum(len(LEVELS) + 1 for ladders in self._scene.blank().values() for _ in ladders)
-        macs = model_cost(self._scene.model, self._scene.shapes).macs or 1
-        return int(min(JUDGES, max(FEWEST, TRIAL_MACS // (trials * macs // 2 + 1))))
+    def _trial_work(self) -> int:
+        """Return what one level of every curve costs for one sample: half the network, on average."""
+        ladders = sum(len(ladders) for ladders in self._scene.blank().values())
+        return ladders * (model_cost(self._scene.model, self._scene.shapes).macs or 1) // 2
 
 
 def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference) -> list[tuple[Drop, float]]:
@@ -160,7 +173,7 @@ def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference
     found = []
     with Spool() as spool:
         count = 0
-        for feed in context.calibration.take(reference.samples).batches(BATCH):
+        for feed in context.calibration.take(reference.samples).batches(together(context)):
             for name, array in feed.items():
                 spool.write(name, array)
             count += 1

@@ -86,8 +86,9 @@ class PassLog:
             self.skips.append(skip)
 
     def note(self, text: str) -> None:
-        """Record something the user should know."""
-        self.notes.append(text)
+        """Record something the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def result(self, model: Model) -> PassResult:
         """Return the PassResult: changed if and only if a change was recorded."""

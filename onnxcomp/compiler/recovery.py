@@ -24,6 +24,7 @@ from onnxcomp.compiler.repair import (
     walk,
 )
 from onnxcomp.compiler.scene import Plan, Scene
+from onnxcomp.compiler.trials import together
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
 from onnxcomp.runtime.data import Samples
@@ -41,8 +42,6 @@ HELD_BACK = 0.125
 
 STRETCH = 4.0
 """Outputs are scaled by no more than this: what hardly varies any more is not brought back by scaling noise."""
-
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def matched(visit: Visit) -> Solution | None:
 def outputs_on(model: Model, samples: Samples, context: Context) -> list[dict[str, NDArray[np.generic]]]:
     """Return the outputs of `model` for all `samples`, batch by batch."""
     session = Session(model_bytes(model), threads=context.threads, custom_op_libs=context.custom_op_libs)
-    return [session.run(feed) for feed in samples.batches(BATCH)]
+    return [session.run(feed) for feed in samples.batches(together(context))]
 
 
 def judge(model: Model, reference: Reference, samples: Samples, context: Context) -> float:

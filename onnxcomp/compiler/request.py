@@ -136,7 +136,9 @@ def _check_numbers(request: Request) -> None:
             raise UsageError(f"--{name} {value}: give {least} or more")
     if request.samples is not None and request.samples < 1:
         raise UsageError(f"--samples {request.samples}: give 1 or more")
-    if request.samples is not None and (request.calibration is None or request.data_free):
+    if request.samples is not None and request.data_free:
+        raise UsageError("--samples limits calibration data, and --calibration none has none; give one of them")
+    if request.samples is not None and request.calibration is None:
         raise UsageError("--samples limits calibration data; give --calibration too")
 
 

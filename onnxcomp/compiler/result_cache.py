@@ -61,8 +61,8 @@ class ResultCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-            reason = problem.strerror if isinstance(problem, OSError) else "damaged"
-            self.notes.append(f"the cached result {path} is {reason} and was ignored")
+            reason = f"cannot be read ({problem.strerror})" if isinstance(problem, OSError) else "is damaged"
+            self.notes.append(f"the cached result {path} {reason} and was ignored")
             return None
         return dict(document)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union
 
-from onnxcomp.compiler.nearest import hint
+from onnxcomp.compiler.nearest import hint, nearest
 from onnxcomp.compiler.passbase import Option, Pass
 from onnxcomp.errors import UsageError
 
@@ -306,7 +306,8 @@ def _convert(annotation: Any, words: Sequence[_Token]) -> Any:
     if origin is Literal:
         choices = {str(a): a for a in args}
         if words[0].text not in choices:
-            raise _Mismatch(hint(words[0].text, choices) if len(choices) > 1 else "")
+            near = nearest(words[0].text, choices, 1) if len(choices) > 1 else []
+            raise _Mismatch(f"; did you mean '{near[0]}'?" if near else "")
         return choices[words[0].text]
     return _convert_plain(annotation, words[0])
 

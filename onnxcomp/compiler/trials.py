@@ -14,13 +14,16 @@ from onnxcomp.ir.graph import Constant, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.capture import Frontier, Spool
 
-__all__ = ["BATCH", "JUDGES", "Judging", "Trial", "Verdict", "first_change", "run_trials"]
+__all__ = ["BATCH", "JUDGES", "Judging", "Trial", "Verdict", "first_change", "run_trials", "together"]
 
 JUDGES = 128
 """Samples on which curves are measured: differences of damage are far larger than what more samples would tell."""
 
 BATCH = 32
-"""Samples that are run together."""
+"""Samples that are run together at most."""
+
+TOGETHER_BYTES = 4 * 2**20
+"""Size of the inputs of samples run together: activations take some hundred times that."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run_trials(
     found: dict[int, Verdict] = {}
     with Spool() as spool:
         count = 0
-        for feed in samples.take(number_of).batches(BATCH):
+        for feed in samples.take(number_of).batches(together(context)):
             for name, array in feed.items():
                 spool.write(name, array)
             count += 1
@@ -99,6 +102,12 @@ def run_trials(
             found[number] = Verdict(distance - floor, agreement)
             context.progress(what, len(found), len(trials))
     return [found[number] for number in range(len(trials))], reference
+
+
+def together(context: Context) -> int:
+    """Return how many samples to run together, so that a whole network's activations stay small."""
+    size = sum(4 * int(np.prod(shape)) for shape in context.input_shapes.values())
+    return max(1, min(BATCH, TOGETHER_BYTES // max(1, size)))
 
 
 def first_change(model: Model, changed: Model) -> str | None:

@@ -109,6 +109,14 @@ class Samples:
             return self._with(chosen=self._chosen[:n])
         return self._with(stop=n if self._stop is None else min(n, self._stop))
 
+    def after(self, n: int) -> Samples:
+        """Return the samples after the first `n`, or all if there are no more; a fixed batch is never cut."""
+        batch = self._origin.batch or 1
+        n = -(-n // batch) * batch
+        if n >= len(self):
+            return self
+        return self._with(chosen=(np.arange(len(self)) if self._chosen is None else self._chosen)[n:])
+
     def split(self, held_back: float, seed: int) -> tuple[Samples, Samples]:
         """Return `(rest, held)`, both in order; `held` is the share `held_back`, drawn by `seed`.
 

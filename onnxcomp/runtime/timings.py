@@ -106,8 +106,8 @@ def read_timings(path: Path) -> dict[str, float]:
 def _numbers(document: Any, path: Path) -> dict[str, float]:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        said = f"schema version {version} is" if version is not None else "it is"
-        raise UsageError(f"--timings {path}: {said} not known here; give the report of an earlier run")
+        said = f"schema version {version} is not known here" if version is not None else "it is no report"
+        raise UsageError(f"--timings {path}: {said}; give the report of an earlier run")
     table = document.get("timings")
     if not isinstance(table, dict) or not table:
         raise UsageError(

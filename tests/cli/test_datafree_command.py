@@ -53,12 +53,12 @@ def test_without_data_made_images_keep_what_a_bare_cut_loses() -> None:
     assert note.startswith("data-free: 256 made samples, images of ")
     assert note in result.stderr
     made = next(d for d in found["data"] if d["role"] == "calibration")
-    assert (made["mode"], made["source"], made["samples"]) == ("none", "samples made from the model", 256)
+    assert (made["mode"], made["source"], made["samples"]) == ("none", "data made from the model", 256)
 
 
 def test_a_file_made_without_data_says_so_and_is_compared_on_made_samples() -> None:
     said = prune("digits_mlp.onnx", "macs=0.5 scope=uniform", "").stdout
-    assert "on 256 samples of calibration data samples made from the model: agreement" in said
+    assert "on 256 samples of data made from the model: agreement" in said
     assert "top1" not in said
     kept = {p.key: p.value for p in onnx.load("out.onnx").metadata_props}
     assert kept["onnxcomp.calibration"] == "none"

@@ -365,3 +365,13 @@ def test_weights_and_outputs_that_are_no_numbers_are_refused() -> None:
     onnx.save(proto, "nan.onnx")
     message = run("nan.onnx --calibration data.npz -q", 2).stderr
     assert message.startswith("onnxcomp: ") and ("NaN" in message or "not finite" in message)
+
+
+def test_a_network_without_anything_to_cut_is_not_said_to_be_judged() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 3, 4, 4] image) => (float[N, 5, 2, 2] y) <float[5, 3, 3, 3] w> {y = Conv (image, w)}"""
+    write_classifier(Path(), "one.onnx", text)
+    said = run("one.onnx --calibration data.npz --passes remove-dead").stdout
+    assert "  1 node, 135 parameters" in said
+    assert "no channel group can be cut" in said
+    assert "judged on" not in said

@@ -158,6 +158,7 @@ def test_equal_plans_are_carried_out_once() -> None:
     log = PassLog()
     assert find_lean(lambda _: same.pop(), plan_of(5), distance, log, ("g",), 4) == AS_MEASURED
     assert len(measured) == 1
+    assert log.notes == []
 
 
 def test_plans_that_drop_other_blocks_are_not_equal() -> None:

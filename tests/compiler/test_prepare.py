@@ -60,7 +60,8 @@ def test_the_data_free_mode_can_be_spelled_out_where_nothing_needs_data() -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 4}, "--samples limits calibration data"),
+        ({"samples": 4}, "--samples limits calibration data; give --calibration too"),
+        ({"samples": 4, "calibration": "none"}, "--calibration none has none; give one of them"),
         ({"samples": 0, "calibration": "random"}, "--samples 0: give 1 or more"),
         ({"seed": -1}, "--seed -1: give 0 or more"),
         ({"threads": -1}, "--threads -1: give 0 or more"),

@@ -66,3 +66,11 @@ def test_a_folder_in_place_of_a_file_is_told_and_not_fatal(tmp_path: Path) -> No
     assert store.read("key") is None
     store.write("key", {})
     assert len(store.notes) == 2
+
+
+def test_a_place_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = ResultCache(tmp_path / "file")
+    assert store.read("k") is None
+    (note,) = store.notes
+    assert note.endswith(" cannot be read (Not a directory) and was ignored")

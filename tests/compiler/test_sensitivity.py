@@ -88,7 +88,9 @@ def test_the_figures_are_those_of_the_network_cut_refitted_by_least_squares_and_
         W = W.T if node.attrs.get("transB") else W
         stays = keep[effect.site]
         centred = x - x.mean(0)
-        lam = RIDGE * np.square(centred[:, stays]).sum(1).mean() / stays.sum()
+        # Fewer samples than inputs: the refit leans on the weights as they were, the more so the fewer there are.
+        strength = min(1.0, max(RIDGE, x.shape[1] / len(x)))
+        lam = strength * np.square(centred[:, stays]).sum(1).mean() / stays.sum()
         rows = np.vstack([centred[:, stays] / math.sqrt(len(x)), math.sqrt(lam) * np.eye(stays.sum())])
         wanted = np.vstack([centred @ W / math.sqrt(len(x)), math.sqrt(lam) * W[stays]])
         refit, *_ = np.linalg.lstsq(rows, wanted, rcond=None)

@@ -99,8 +99,8 @@ def test_the_report_of_a_run_is_a_file_of_timings(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("no json", "is no JSON"),
-        ("[1]", "it is not known here"),
-        ('{"timings": {"a": 1}}', "it is not known here"),
+        ("[1]", "it is no report"),
+        ('{"timings": {"a": 1}}', "it is no report"),
         ('{"schema_version": 99, "timings": {"a": 1}}', "schema version 99 is not known here"),
         ('{"schema_version": 1}', "holds no timings"),
         ('{"schema_version": 1, "timings": {}}', "holds no timings"),
