@@ -25,6 +25,10 @@ _LIMITS = ("align", "min_channels", "max_ratio")
 """Options that can keep a budget from being reached."""
 
 
+SLOW_FROM = 16
+"""Up to so many channels onnxruntime's kernels take any number alike."""
+
+
 @dataclass(frozen=True)
 class PruneFilters(Pass):
     """Remove the channels that the network misses least, and refit the weights that read or made them.
@@ -163,6 +167,8 @@ class PruneFilters(Pass):
             if reason := unmeasured(original, scene.groups[name]):
                 log.note(f"{name}: {reason}; norms of filters chose its channels")
         _tell_cut(scene, plan, log)
+        if self.latency is None and self.align == 1:
+            _tell_slow(plan, log)
         log.skips.extend(told.skips)
         log.notes.extend(told.notes)
         return log.result(model)
@@ -226,6 +232,16 @@ class PruneFilters(Pass):
 def _latency_price(context: Context, scene: Scene) -> Price:
     timed = LatencyPrice(scene.model, scene.groups, scene.shapes, context)
     return lambda keep: timed.of(keep) / timed.whole
+
+
+def _tell_slow(plan: Plan, log: PassLog) -> None:
+    """Say where numbers of channels are left that runtimes compute in a slower way."""
+    slow = sum(mask.sum() > SLOW_FROM and mask.sum() % 4 != 0 for mask in plan.keep.values())
+    if slow:
+        log.note(
+            f"{slow} of {len(plan.keep)} groups keep a number of channels that is no multiple of 4, which onnxruntime "
+            "computes in a slower way; align=8 or latency=... may be faster for the same MACs"
+        )
 
 
 def _tell_cut(scene: Scene, plan: Plan, log: PassLog) -> None:
