@@ -179,7 +179,9 @@ def show_comparison(comparison: Comparison, where: str, metric: str | None) -> N
         parts.insert(0, f"mse {comparison.mse:.3g}")
     if comparison.worst is not None:
         parts.append(f"largest difference {comparison.worst.max_abs:.3g}")
-    say(("compared", "bold"), f" on {count_text(comparison.samples, 'sample')} of {where}: {', '.join(parts)}")
+    say(
+        ("compared", "bold"), f" on {count_text(comparison.samples, 'sample')} of {where}: {', '.join(parts)}"
+    )
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------

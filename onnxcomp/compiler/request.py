@@ -137,7 +137,9 @@ def _check_numbers(request: Request) -> None:
     if request.samples is not None and request.samples < 1:
         raise UsageError(f"--samples {request.samples}: give 1 or more")
     if request.samples is not None and request.data_free:
-        raise UsageError("--samples limits calibration data, and --calibration none has none; give one of them")
+        raise UsageError(
+            "--samples limits calibration data, and --calibration none has none; give one of them"
+        )
     if request.samples is not None and request.calibration is None:
         raise UsageError("--samples limits calibration data; give --calibration too")
 
