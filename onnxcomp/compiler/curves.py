@@ -185,7 +185,7 @@ def mending_strength(node: LinearNode, stats: Moments) -> float:
     As in the walk: with fewer independent samples than inputs a refit would learn the samples by heart.
     """
     independent = stats.count / (NEIGHBOURS if node.spatial else 1)
-    return min(1.0, max(RIDGE, node.matrix().shape[2] / max(1.0, independent)))
+    return float(min(1.0, max(RIDGE, node.matrix().shape[2] / max(1.0, independent))))
 
 
 def reader_columns(group: ChannelGroup, node: LinearNode) -> NDArray[np.int64] | None:

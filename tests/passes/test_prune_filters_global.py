@@ -124,7 +124,7 @@ def test_blocks_that_matter_least_go_whole_and_are_told() -> None:
         assert last is not None
         model.graph.set_constant(last.node, 1, last.weight_array() * np.float32(0.01))
     made = {
-        layers: pruned(model, PruneFilters(macs=0.3, layers=layers, criterion="l2", repair="none"))
+        layers: pruned(model, PruneFilters(macs=0.3, layers=layers, criterion="l2", repair="none"), 32)
         for layers in (True, False)
     }
     for result in made.values():
