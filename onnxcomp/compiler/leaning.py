@@ -74,12 +74,14 @@ def find_lean(
     log: PassLog,
     groups: Sequence[str] = (),
     more: int = 0,
+    *,
+    brief: bool = False,
 ) -> Lean | None:
     """Return the lean whose plan comes nearest to the original after a quick repair; None where `uniform` does.
 
     `distance` carries a plan out and measures it. Steps are taken along one number, then along the other, for as long as
     the distance falls: at most six plans are carried out. Where plans are cheap, up to `more` are spent on single
-    `groups`, one after the other.
+    `groups`, one after the other; `brief` tries one step only, for networks of which a plan takes a minute.
     """
     tried: list[tuple[Plan, float]] = []
 
@@ -92,13 +94,13 @@ def find_lean(
 
     best, least = AS_MEASURED, measured(plan_for(AS_MEASURED))
     told = [f"{best} {least:.3g}"]
-    for late in LATE:
+    for late in LATE if not brief else ():
         found = measured(plan_for(Lean(late)))
         told.append(f"{Lean(late)} {found:.3g}")
         if not found < least:
             break
         best, least = Lean(late), found
-    for streams in STREAMS:
+    for streams in STREAMS if not brief else STREAMS[:1]:
         aside = Lean(best.late, streams)
         found = measured(plan_for(aside))
         told.append(f"{aside} {found:.3g}")

@@ -37,6 +37,9 @@ QUICK_LEAST, QUICK_MOST = 64, 256
 MORE_MACS = 64 * 10**9
 """Work of all quick repairs for single groups together, each counted as one pass: as much as two for a ResNet-56."""
 
+LARGE = 2 * 10**8
+"""Work for one sample from which on a quick repair is no longer quick."""
+
 MORE_MOST = 24
 """Plans carried out for single groups at most."""
 
@@ -139,6 +142,7 @@ def _last_round(
                 log,
                 [group.name for group in scene.open],
                 _more(first),
+                brief=(model_cost(first.model, first.shapes).macs or 0) > LARGE,
             )
             shares = uniform.plan if lean is None else partial(measured.plan, lean=lean)
 

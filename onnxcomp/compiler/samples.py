@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,6 +28,10 @@ _TOGETHER = 2
 """Samples in the larger of the two feeds that models are verified on: enough to notice a batch size cast in stone."""
 
 _BATCH = 32
+"""Samples that are compared together at most."""
+
+_BATCH_BYTES = 4 * 2**20
+"""Size of the inputs of samples compared together: activations of both networks take some hundred times that."""
 
 Feeds = Mapping[str, Array]
 
@@ -178,7 +183,7 @@ def _with_feeds(request: Request, model: Model, session: Session | None, data: D
         session, several
     )
     feeds = (several, single) if together else (single,)
-    return replace(data, feeds=feeds, batch=_BATCH if together else 1, shapes=shapes)
+    return replace(data, feeds=feeds, batch=_fitting(shapes) if together else 1, shapes=shapes)
 
 
 def _stacked(model: Model, shapes: Shapes) -> Shapes:
@@ -202,3 +207,9 @@ def _run_or_refuse(session: Session, feeds: Feeds, source: str) -> None:
         raise DataError(
             f"{source}: onnxruntime cannot run the model on the first sample: {problem}"
         ) from problem
+
+
+def _fitting(shapes: Shapes) -> int:
+    """Return how many samples of `shapes` to run together."""
+    size = sum(4 * math.prod(shape) for shape in shapes.values())
+    return max(1, min(_BATCH, _BATCH_BYTES // max(1, size)))
