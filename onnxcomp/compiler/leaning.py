@@ -24,9 +24,6 @@ LATE = (2.0, 4.0)
 STREAMS = (4.0, 16.0)
 """Steps of the search towards sparing residual streams."""
 
-_FIRST = 5
-"""Plans that may be carried out before single groups are looked at."""
-
 GROUP = 2.0
 """Step of the search at single groups, up and down."""
 
@@ -107,7 +104,8 @@ def find_lean(
         if not found < least:
             break
         best, least = aside, found
-    best, least = _group_by_group(plan_for, measured, best, least, groups, lambda: len(tried) < _FIRST + more)
+    most = len(tried) + more
+    best, least = _group_by_group(plan_for, measured, best, least, groups, lambda: len(tried) < most)
     if best.groups:
         told.append(f"{best} {least:.3g}")
     chosen: Lean | None = best

@@ -184,6 +184,9 @@ def judge(model: Model, reference: Reference, samples: Samples, context: Context
 
 
 def _tell(errors: list[tuple[Site, float]], log: PassLog) -> None:
+    if not errors:
+        log.note("nothing could be refitted; the skipped nodes say why")
+        return
     worst = sorted(errors, key=lambda item: -item[1])[:3]
     told = ", ".join(f"{site.name} {error:.1%}" for site, error in worst)
     log.note(f"{len(errors)} nodes refitted in order; largest relative errors: {told}")

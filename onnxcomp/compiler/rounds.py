@@ -40,7 +40,7 @@ MORE_MACS = 64 * 10**9
 LARGE = 2 * 10**8
 """Work for one sample from which on a quick repair is no longer quick."""
 
-MORE_MOST = 24
+MORE_MOST = 12
 """Plans carried out for single groups at most."""
 
 QuickRepair = Callable[[Scene, Plan], Model]
