@@ -31,6 +31,9 @@ LEVELS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Shares removed at which a curve is measured; between them it is interpolated."""
 
 
+ENOUGH = 8
+"""So many independent samples per input are enough for the least ridge."""
+
 RUINED = 1e9
 """Damage of a cut after which outputs are not finite (half precision overflows early): beyond that of any other."""
 
@@ -182,10 +185,12 @@ def _solved(node: LinearNode, stats: Moments, stays: Array) -> Array64:
 def mending_strength(node: LinearNode, stats: Moments) -> float:
     """Return the ridge strength of a trial's refit, as a share of the mean variance of the inputs.
 
-    As in the walk: with fewer independent samples than inputs a refit would learn the samples by heart.
+    As in the walk, with few independent samples for the inputs a refit must lean on the weights as they were, or it would
+    learn the samples by heart.
     """
     independent = stats.count / (NEIGHBOURS if node.spatial else 1)
-    return float(min(1.0, max(RIDGE, node.matrix().shape[2] / max(1.0, independent))))
+    share = node.matrix().shape[2] / max(1.0, independent)
+    return RIDGE if share * ENOUGH < 1 else min(1.0, max(RIDGE, share))
 
 
 def reader_columns(group: ChannelGroup, node: LinearNode) -> NDArray[np.int64] | None:
