@@ -56,7 +56,8 @@ class Lean:
     def __str__(self) -> str:
         parts = [f"late layers spared by {self.late:g}"] if self.late else []
         parts += [f"streams by {self.streams:g}"] if self.streams != 1 else []
-        parts += [f"{name} by {factor:g}" for name, factor in self.groups if factor != 1]
+        weighed = sum(factor != 1 for _, factor in self.groups)
+        parts += [f"{weighed} {'group' if weighed == 1 else 'groups'} weighed"] if weighed else []
         return ", ".join(parts) or "as measured"
 
 
@@ -91,22 +92,21 @@ def find_lean(
 
     best, least = AS_MEASURED, measured(plan_for(AS_MEASURED))
     told = [f"{best} {least:.3g}"]
+    straight = least
     for late in LATE if not brief else LATE[-1:]:
         found = measured(plan_for(Lean(late)))
-        told.append(f"{Lean(late)} {found:.3g}")
         if not found < least:
             break
         best, least = Lean(late), found
     for streams in STREAMS if not brief else ():
         aside = Lean(best.late, streams)
         found = measured(plan_for(aside))
-        told.append(f"{aside} {found:.3g}")
         if not found < least:
             break
         best, least = aside, found
     most = len(tried) + more
     best, least = _group_by_group(plan_for, measured, best, least, groups, lambda: len(tried) < most)
-    if best.groups:
+    if least < straight:
         told.append(f"{best} {least:.3g}")
     chosen: Lean | None = best
     if uniform is not None and uniform.reached:
@@ -117,7 +117,7 @@ def find_lean(
     if len(tried) == 1:
         return chosen
     log.note(
-        f"distance of the outputs after a quick repair, by shares: {'; '.join(told)}; "
+        f"shares by {len(tried)} quick repairs, distance of the outputs: {'; '.join(told)}; "
         f"taken: {'uniform' if chosen is None else chosen}"
     )
     return chosen
