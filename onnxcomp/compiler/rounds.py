@@ -196,7 +196,7 @@ def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: 
 def _more(scene: Scene) -> int:
     """Return how many plans may be carried out for the sake of single groups: none for large networks."""
     macs = model_cost(scene.model, scene.shapes).macs or 1
-    return int(min(MORE_MOST, MORE_MACS // (macs * _quick(scene))))
+    return 0 if macs > LARGE else int(min(MORE_MOST, MORE_MACS // (macs * _quick(scene))))
 
 
 def _targets(chooser: Chooser, scene: Scene) -> Sequence[float]:
