@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
 
+from onnxcomp.compiler.target import Target
+from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target
 from onnxcomp.errors import UsageError
 from onnxcomp.runtime.timings import Timings
 
@@ -117,6 +119,7 @@ class Context:
         threads: for onnxruntime; 0 = all cores.
         custom_op_libs: shared libraries onnxruntime must load first.
         timings: what is measured by the clock, recorded or replayed.
+        target: what the result is made for.
         progress: where long work reports its steps.
     """
 
@@ -129,6 +132,7 @@ class Context:
     threads: int = 0
     custom_op_libs: tuple[str, ...] = ()
     timings: Timings = field(default_factory=Timings)
+    target: Target = field(default_factory=lambda: load_target(DEFAULT_TARGET))
     progress: Progress = lambda what, done, total: None
 
     def is_excluded(self, model: Model, name: str) -> bool:
