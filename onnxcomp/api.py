@@ -84,6 +84,7 @@ class Options(ModelOptions, total=False):
 
     calibration: SampleSource | None
     evaluation: SampleSource | None
+    target: str
     metric: Metric | None
     max_drop: float | None
     min_sqnr: float | None
@@ -108,8 +109,8 @@ def optimize(
 
     `passes` is pipeline text, a Pipeline or passes; without any the preset `exact` runs. With `output` the result is
     written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
-    `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `exclude`, `set_shape`, `decision`, `opset`, `ir_version`,
-    `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`, `strict`, `force`;
+    `target`, `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `exclude`, `set_shape`, `decision`, `opset`,
+    `ir_version`, `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`, `strict`, `force`;
     see `Options`.
 
     >>> import onnx.parser, onnxcomp

@@ -65,6 +65,12 @@ def main() -> None:
 )
 @click.option("--preset", metavar="NAME", help="A pipeline by name; without passes or preset: exact.")
 @click.option(
+    "--target",
+    metavar="NAME",
+    default="ort-cpu",
+    help="What OUT is made for; see `targets`. Default: ort-cpu.",
+)
+@click.option(
     "--calibration",
     metavar="DATA",
     help=".npz, folder or glob, module:function, random[:N] for noise, or none.",

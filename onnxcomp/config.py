@@ -34,6 +34,7 @@ class Config:
 
     passes: str | None = None
     preset: str | None = None
+    target: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
     samples: int | None = None
@@ -188,6 +189,7 @@ def _preprocess(value: object, where: str) -> Preprocess:
 _READERS: dict[str, Callable[[object, str], object]] = {
     "passes": _string,
     "preset": _string,
+    "target": _string,
     "calibration": _string,
     "evaluation": _string,
     "samples": _integer,
@@ -215,6 +217,7 @@ TEMPLATE = """\
 
 preset = "exact"                       # or passes, never both
 # passes = "fold-constants,fold-batchnorm,remove-dead"
+# target = "ort-cpu"                   # what the result is made for; see `onnxcomp targets`
 
 # --- data
 # calibration = "calibration.npz"      # .npz, folder or glob of .npz or images, module:function, random[:N], none

@@ -10,6 +10,7 @@ from onnxcomp.compiler.loading import Loaded, load_request
 from onnxcomp.compiler.passbase import Context, Progress
 from onnxcomp.compiler.request import Metric, Request, preflight
 from onnxcomp.compiler.samples import Data, open_data
+from onnxcomp.compiler.target_files import load_target
 from onnxcomp.compiler.verify import Outputs, Verifier
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.ir.model import Model
@@ -55,6 +56,7 @@ class Prepared:
             threads=self.request.threads,
             custom_op_libs=self.request.custom_op_libs,
             timings=self.timings,
+            target=load_target(self.request.target),
             progress=progress,
         )
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from onnxcomp.compiler.excludes import check_pattern
 from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.atomic import check_output
 from onnxcomp.runtime.data import SampleSource
@@ -37,6 +38,7 @@ class Request:
         max_drop: percentage points of top1 or agreement that may be lost.
         min_sqnr: decibels that the worst output must reach.
         require_smaller: whether the output file must be smaller than the input file.
+        target: the toolchain the result is made for, by name.
         exclude: patterns of nodes to leave alone, see `excludes.py`.
         set_shape: sizes by input name, None for an axis that stays as it is; they are written into the file.
         opset, ir_version: versions that the output file shall have; None keeps those of the input.
@@ -63,6 +65,7 @@ class Request:
     max_drop: float | None = None
     min_sqnr: float | None = None
     require_smaller: bool = False
+    target: str = DEFAULT_TARGET
     exclude: tuple[str, ...] = ()
     set_shape: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     opset: int | None = None
@@ -113,6 +116,7 @@ def preflight(request: Request) -> None:
         UsageError: for files that are missing or in the way, needs that are not met, options that contradict.
     """
     _check_numbers(request)
+    _check_target(request)
     for pattern in request.exclude:
         check_pattern(pattern)
     if request.source is not None and not request.source.is_file():
@@ -142,6 +146,16 @@ def _check_numbers(request: Request) -> None:
         )
     if request.samples is not None and request.calibration is None:
         raise UsageError("--samples limits calibration data; give --calibration too")
+
+
+def _check_target(request: Request) -> None:
+    """Refuse an unknown target, and quantizing for one that quantizes by itself."""
+    target = load_target(request.target)
+    step = next((s for s in request.passes if s.stage == "quantization"), None)
+    if step is not None and target.family == "float":
+        raise UsageError(
+            f"target {target.name} has its own quantizer and wants a clean float file; leave out {step.name}"
+        )
 
 
 def _check_needs(request: Request) -> None:
