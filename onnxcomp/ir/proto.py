@@ -20,6 +20,7 @@ __all__ = [
     "SKELETON_LIMIT",
     "ModelProto",
     "TensorWriter",
+    "declared_size",
     "from_proto",
     "numpy_dtype",
     "stored",
@@ -290,14 +291,18 @@ def _variable(info: ValueInfoProto) -> Variable:
         tensor = info.type.tensor_type
         variable.dtype = numpy_dtype(tensor.elem_type)
         if tensor.HasField("shape"):
-            variable.shape = tuple(_dim(d) for d in tensor.shape.dim)
+            variable.shape = tuple(declared_size(d) for d in tensor.shape.dim)
     return variable
 
 
-def _dim(dim: Any) -> int | str | None:
+def declared_size(dim: Any) -> int | str | None:
+    """Return what a dimension of a declared shape says: its size, the symbol of a free size, or None where it has no name.
+
+    Exporters declare free sizes as -1, too, and as "?" on several axes of which each has its own.
+    """
     if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return str(dim.dim_param) if dim.HasField("dim_param") and dim.dim_param else None
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return str(dim.dim_param) if dim.dim_param not in ("", "?") else None
 
 
 def _copy(message: Any) -> Any:

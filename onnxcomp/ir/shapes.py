@@ -12,7 +12,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.ir.graph import is_default_domain
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import KEEPS_SHAPE
-from onnxcomp.ir.proto import numpy_dtype, to_proto
+from onnxcomp.ir.proto import declared_size, numpy_dtype, to_proto
 
 __all__ = ["Shape", "ValueType", "infer_types"]
 
@@ -86,7 +86,5 @@ def _has_shape(value: onnx.ValueInfoProto) -> bool:
 def _value_type(tensor: Any) -> ValueType:
     shape: Shape | None = None
     if tensor.HasField("shape"):
-        shape = tuple(
-            int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
-        )
+        shape = tuple(declared_size(d) for d in tensor.shape.dim)
     return ValueType(numpy_dtype(tensor.elem_type) if tensor.elem_type else None, shape)

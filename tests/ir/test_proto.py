@@ -11,6 +11,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import ModelError
 from onnxcomp.ir import from_proto, to_proto
+from onnxcomp.ir.shapes import infer_types
 from tests.ir.helpers import branch, model_of, parsed, rich_proto, weight
 
 
@@ -373,3 +374,18 @@ def test_a_skeleton_declares_large_weights_and_copies_what_shapes_need() -> None
     assert [i.name for i in skeleton.graph.input] == ["x", "w", "q"]
     assert [t.name for t in skeleton.graph.initializer] == ["s", "big"]
     onnx.checker.check_model(skeleton, full_check=True)
+
+
+def test_sizes_below_zero_and_question_marks_are_free_sizes_of_no_name_and_stay_as_they_were_declared() -> None:
+    proto = parsed("net (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu(x) }")
+    for value in (*proto.graph.input, *proto.graph.output):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis == 0:
+                dim.dim_value = -1
+            elif axis > 1:
+                dim.dim_param = "?"
+    model = from_proto(proto)
+    assert model.graph.inputs[0].shape == (None, 3, None, None)
+    assert infer_types(model, {})["y"].shape == (None, 3, None, None)
+    back = to_proto(model)
+    assert (back.graph.input, back.graph.output) == (proto.graph.input, proto.graph.output)
