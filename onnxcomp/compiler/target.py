@@ -106,6 +106,7 @@ class Target:
         opset: least and greatest opset of the standard domain; `ir_max` the greatest IR version.
         static_shapes: every size must be a number.
         domains: operator domains that it knows; `""` is the standard one.
+        refuses: operators that it cannot take at all.
         weights, activations: formats of what is quantized.
         bias: `int32` where biases must be quantized too, `float` where they may stay.
         scale: `pow2` where scales must be powers of two.
@@ -117,6 +118,7 @@ class Target:
         same_scale: operators that move integers: their output has the scale and zero point of their input.
         keep_float: operators that stay float; pairs around them only cost conversions.
         all_inputs: operators of which all data inputs are quantized, or none.
+        output_pair: operators that are computed in integers only with a pair behind them.
         one_scale: operators whose inputs and output must share one scale and zero point.
         absorbs: activations that melt into the operator in front where no pair stands between.
         facts: the tables of the file, with their sources; `notes` what else is known.
@@ -129,6 +131,7 @@ class Target:
     ir_max: int
     static_shapes: bool
     domains: tuple[str, ...]
+    refuses: OperatorSet
     weights: Format
     activations: Format
     bias: Literal["float", "int32"]
@@ -141,6 +144,7 @@ class Target:
     same_scale: OperatorSet
     keep_float: OperatorSet
     all_inputs: OperatorSet
+    output_pair: OperatorSet
     one_scale: OperatorSet
     absorbs: OperatorSet
     facts: tuple[Fact, ...]

@@ -72,21 +72,20 @@ def parse_target(text: str, where: str = "target") -> Target:
     top: dict[str, Any] = {
         key: _text(tables.pop(key, None), f"{where}: {key}") for key in ("name", "summary")
     }
-    family = _choice("qdq", "float")(tables.pop("family", None), f"{where}: family")
     notes = _notes(tables.pop("notes", []), where)
     for key in tables:
         if key not in _SCHEMA:
             raise UsageError(f"{where}: unknown table '{key}'{hint(key, _SCHEMA)}")
     values: dict[str, Any] = {}
-    facts = []
+    facts: list[Fact] = []
     for table, schema in _SCHEMA.items():
-        if table not in tables and family == "float" and table in _FLOAT_DEFAULTS:
+        if table not in tables and values.get("family") == "float" and table in _FLOAT_DEFAULTS:
             values |= _FLOAT_DEFAULTS[table]
             continue
         fact, found = _table(tables.get(table), table, schema, where)
         facts.append(fact)
         values |= found
-    target = Target(family=family, facts=tuple(facts), notes=notes, **top, **values)
+    target = Target(facts=tuple(facts), notes=notes, **top, **values)
     _check_roles(target, where)
     return target
 
@@ -231,10 +230,12 @@ _STORED: dict[str, _Reader] = {
 }
 _FORMATS = ("weights", "activations")
 _SCHEMA: dict[str, dict[str, _Reader]] = {
+    "family": {"family": _choice("qdq", "float")},
     "opset": {"opset": _pair},
     "ir": {"ir_max": _count},
     "shapes": {"static_shapes": _truth},
     "domains": {"domains": _texts},
+    "refuses": {"refuses": _operators},
     "weights": {**_STORED, "granularity": _choice("per-tensor", "per-channel")},
     "activations": _STORED,
     "bias": {"bias": _choice("float", "int32")},
@@ -243,7 +244,7 @@ _SCHEMA: dict[str, dict[str, _Reader]] = {
     "boundary": {"outputs_quantized": _truth, "inputs_symmetric": _truth},
     "align": {"align": _count},
     "operators": dict.fromkeys(("quantize", "same_scale", "keep_float", "absorbs"), _operators),
-    "placement": dict.fromkeys(("all_inputs", "one_scale"), _operators),
+    "placement": dict.fromkeys(("all_inputs", "output_pair", "one_scale"), _operators),
 }
 """Tables of a target file and the readers of their keys, which are fields of Target; formats are one field each."""
 _NONE = OperatorSet()
@@ -256,6 +257,6 @@ _FLOAT_DEFAULTS: dict[str, dict[str, Any]] = {
     "boundary": {"outputs_quantized": False, "inputs_symmetric": False},
     "align": {"align": 1},
     "operators": {"quantize": _NONE, "same_scale": _NONE, "keep_float": _NONE, "absorbs": _NONE},
-    "placement": {"all_inputs": _NONE, "one_scale": _NONE},
+    "placement": {"all_inputs": _NONE, "output_pair": _NONE, "one_scale": _NONE},
 }
 """What stands in a Target whose toolchain quantizes by itself and whose file is silent: nobody reads it there."""
