@@ -376,7 +376,7 @@ def test_a_skeleton_declares_large_weights_and_copies_what_shapes_need() -> None
     onnx.checker.check_model(skeleton, full_check=True)
 
 
-def test_sizes_below_zero_and_question_marks_are_free_sizes_of_no_name_and_stay_as_they_were_declared() -> None:
+def test_sizes_of_minus_one_and_question_marks_are_free_without_a_name_and_stay_as_declared() -> None:
     proto = parsed("net (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu(x) }")
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
