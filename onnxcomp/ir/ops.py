@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 __all__ = [
+    "ABSORBED",
     "ACTIVATIONS",
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
     "FUSED_ACTIVATIONS",
+    "INTEGER_KERNELS",
+    "KEEPS_SCALE",
     "KEEPS_SHAPE",
     "KEEPS_SOFT",
+    "LAYOUT",
     "LINEAR",
     "MIXES_AXIS",
     "MULTIPLIES",
@@ -25,7 +29,9 @@ __all__ = [
     "SINGLETON",
     "SIZE_ARITHMETIC",
     "SIZE_READERS",
+    "TYPED_BY_INPUT",
     "UNARY",
+    "UNCOUNTED",
     "WEIGHT_INPUTS",
     "WRAPS_WEIGHTS",
 ]
@@ -63,6 +69,9 @@ ELEMENTWISE = frozenset(
     Xor""".split()
 )
 """Operators of several inputs that broadcast and compute each element from the elements that meet there."""
+
+ABSORBED = FUSED_ACTIVATIONS | {"Add", "BatchNormalization", "HardSwish", "Mul"}
+"""Operators that onnxruntime may make a part of the product in front of them."""
 
 POOLING = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
@@ -120,6 +129,37 @@ NONDETERMINISTIC = frozenset(
 
 QUANTIZATION = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 """Operators that carry a quantization: their number and place is what a quantized model is."""
+
+KEEPS_SCALE = frozenset(
+    """DepthToSpace Expand Flatten Gather MaxPool ReduceMax ReduceMin Reshape Resize Slice Split Squeeze Tile
+    Transpose Unsqueeze""".split()
+)
+"""Operators that onnxruntime runs on integers where what they read and what they make has the same scale and zero point."""
+
+INTEGER_KERNELS = KEEPS_SCALE | frozenset(
+    """Add ArgMax AveragePool Concat Conv ConvInteger Gemm GlobalAveragePool LeakyRelu MatMul MatMulInteger Mul Sigmoid
+    Softmax Where""".split()
+)
+"""Operators that onnxruntime can run on integers on the CPU, if all is as it wants it."""
+
+LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
+"""Operators that onnxruntime adds to bring values into another layout."""
+
+UNCOUNTED = frozenset({"Cast", "CastLike", "Shape", "Size"})
+"""Operators that convert numbers or ask for sizes, and so run neither on floats nor on integers."""
+
+TYPED_BY_INPUT = {
+    "DequantizeLinear": 1,
+    "MatMulIntegerToFloat": 2,
+    "QAttention": 3,
+    "QGemm": 8,
+    "QLinearConcat": 1,
+    "QLinearConv": 7,
+    "QLinearMatMul": 7,
+    "QLinearWhere": 1,
+    "QuantizeLinear": 2,
+}
+"""Quantized operators -> the input whose type output 0 has: the zero point of what they make, or a scale where that is float."""
 
 DATA_SIZED = frozenset({"Compress", "NonZero", "Unique"})
 """Operators whose output size depends on the elements, but is bounded by the size of input 0 (times its rank)."""
