@@ -8,7 +8,19 @@ from typing import Any
 import click
 
 from onnxcomp.cli_group import Commands, common_options
-from onnxcomp.cli_options import FILE, data_options, merge_config, read_table, set_shape, trust_options
+from onnxcomp.cli_options import (
+    FILE,
+    calibration_options,
+    data_options,
+    exclude_option,
+    json_option,
+    merge_config,
+    output_option,
+    read_table,
+    seed_option,
+    set_shape_option,
+    trust_options,
+)
 from onnxcomp.cli_sensitivity import sensitivity
 
 __all__ = ["cli", "main"]
@@ -70,15 +82,8 @@ def main() -> None:
     default="ort-cpu",
     help="What OUT is made for; see `targets`. Default: ort-cpu.",
 )
-@click.option(
-    "--calibration",
-    metavar="DATA",
-    help=".npz, folder or glob, module:function, random[:N] for noise, or none.",
-)
+@calibration_options
 @click.option("--evaluation", metavar="DATA", help="Data that judges the result, with labels for top1.")
-@click.option(
-    "--samples", metavar="N", type=click.IntRange(min=1), help="Use the first N calibration samples."
-)
 @click.option(
     "--metric",
     type=click.Choice(["top1", "agreement", "mse", "sqnr"]),
@@ -93,24 +98,13 @@ def main() -> None:
 @click.option(
     "--require-smaller/--no-require-smaller", default=False, help="Exit 4 unless OUT is smaller than IN."
 )
-@click.option(
-    "--exclude",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave nodes alone: a glob, re:EXPRESSION or op:OPERATOR.",
-)
-@click.option(
-    "--set-shape",
-    metavar="NAME=SIZES",
-    type=set_shape,
-    multiple=True,
-    help="Fix the sizes of an input, in OUT too: x=1,3,224,224 (* leaves an axis).",
-)
-@click.option("--output", metavar="NAME", help="The graph output on which classes are chosen.")
+@exclude_option
+@set_shape_option("Fix the sizes of an input, in OUT too")
+@output_option
 @click.option("--opset", metavar="N", type=int, help="Opset version of OUT.")
 @click.option("--ir-version", metavar="N", type=int, help="IR version of OUT.")
 @click.option("--config", metavar="FILE", type=FILE, help="TOML file with these options; see `config init`.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Of every random choice.")
+@seed_option("Of every random choice.")
 @click.option("--report", metavar="R.json", multiple=True, help="Write everything about the run as JSON.")
 @click.option(
     "--timings",
@@ -198,15 +192,9 @@ def _request(model: Path, out: Path, options: dict[str, Any]) -> Any:
     ),
 )
 @click.argument("model", metavar="IN", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.option("--all", "every_node", is_flag=True, help="List the nodes that cost nothing, too.")
-@click.option(
-    "--set-shape",
-    metavar="NAME=SIZES",
-    type=set_shape,
-    multiple=True,
-    help="Sizes of an input to measure at: x=1,3,224,224 (* leaves an axis).",
-)
+@set_shape_option("Sizes of an input to measure at")
 @trust_options
 @common_options
 def inspect(
@@ -240,9 +228,9 @@ def inspect(
 @click.option(
     "--data", metavar="DATA", required=True, help=".npz, folder or glob, module:function, or random[:N]."
 )
-@click.option("--output", metavar="NAME", help="The graph output on which classes are chosen.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Of random data.")
+@output_option
+@json_option
+@seed_option("Of random data.")
 @data_options
 @trust_options
 @common_options
@@ -308,7 +296,7 @@ def print_(model: Path, allow_links: bool, quiet: bool) -> None:
     ),
 )
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @common_options
 def passes(name: str | None, as_json: bool, quiet: bool) -> None:
     """List the passes, or show the options of the pass NAME. Broken plug-ins are listed as broken."""
@@ -330,7 +318,7 @@ def passes(name: str | None, as_json: bool, quiet: bool) -> None:
         "onnxcomp optimize model.onnx -o small.onnx --preset exact",
     ),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @common_options
 def presets(as_json: bool, quiet: bool) -> None:
     """List the presets: pipelines that have a name."""

@@ -11,10 +11,17 @@ import click
 
 __all__ = [
     "FILE",
+    "calibration_options",
     "data_options",
+    "exclude_option",
+    "json_option",
+    "link_options",
     "merge_config",
+    "output_option",
     "read_table",
-    "set_shape",
+    "seed_option",
+    "set_shape_option",
+    "threads_option",
     "trust_options",
 ]
 
@@ -24,7 +31,7 @@ FILE = click.Path(path_type=Path)
 """A path to read; whether it exists is checked where the message can say what to do."""
 
 
-def set_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
+def _set_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
     """Return `(name, sizes)` of `name=1,3,224,224`, None for a `*`, which leaves an axis as it is.
 
     Raises:
@@ -38,27 +45,43 @@ def set_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
     return name, tuple(None if w == "*" else int(w) for w in words)
 
 
+def calibration_options(function: F) -> F:
+    """Add --calibration and --samples."""
+    return _with(
+        function,
+        click.option(
+            "--calibration",
+            metavar="DATA",
+            help=".npz, folder or glob, module:function, random[:N] for noise, or none.",
+        ),
+        click.option(
+            "--samples", metavar="N", type=click.IntRange(min=1), help="Use the first N calibration samples."
+        ),
+    )
+
+
 def data_options(function: F) -> F:
     """Add the options that say how sample data is read."""
-    for option in (
-        click.option("--allow-code", is_flag=True, help="Let module:function data run Python code."),
+    return _with(
+        function,
         click.option(
             "--preprocess",
             metavar="FILE|none",
             help="Preprocess table (TOML or JSON) that wins over config and data; none feeds data as it is.",
         ),
-    ):
-        function = option(function)
-    return function
+        click.option("--allow-code", is_flag=True, help="Let module:function data run Python code."),
+    )
 
 
 def trust_options(function: F) -> F:
     """Add the options that say how the model file is read and run."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(min=0), default=0, help="Of onnxruntime; 0 = all cores."
-        ),
-        click.option("--allow-links", is_flag=True, help="Follow links to external data (model-hub caches)."),
+    return link_options(threads_option(0)(function))
+
+
+def link_options(function: F) -> F:
+    """Add --custom-op-lib and --allow-links."""
+    return _with(
+        function,
         click.option(
             "--custom-op-lib",
             "custom_op_libs",
@@ -66,7 +89,62 @@ def trust_options(function: F) -> F:
             multiple=True,
             help="Shared library with operators of the model; its code runs.",
         ),
-    ):
+        click.option("--allow-links", is_flag=True, help="Follow links to external data (model-hub caches)."),
+    )
+
+
+def threads_option(default: int) -> Callable[[F], F]:
+    """Return what adds --threads with its `default`."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        default=default,
+        show_default=bool(default),
+        help="Of onnxruntime; 0 = all cores.",
+    )
+
+
+def exclude_option(function: F) -> F:
+    """Add --exclude."""
+    return click.option(
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave nodes alone: a glob, re:EXPRESSION or op:OPERATOR.",
+    )(function)
+
+
+def set_shape_option(what: str) -> Callable[[F], F]:
+    """Return what adds --set-shape, whose help says `what` the sizes are for."""
+    return click.option(
+        "--set-shape",
+        metavar="NAME=SIZES",
+        type=_set_shape,
+        multiple=True,
+        help=f"{what}: x=1,3,224,224 (* leaves an axis).",
+    )
+
+
+def output_option(function: F) -> F:
+    """Add --output."""
+    return click.option("--output", metavar="NAME", help="The graph output on which classes are chosen.")(
+        function
+    )
+
+
+def seed_option(what: str) -> Callable[[F], F]:
+    """Return what adds --seed, whose help says `what` it decides."""
+    return click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help=what)
+
+
+def json_option(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def _with(function: F, *options: Callable[[F], F]) -> F:
+    """Return `function` with `options`, which the help shows in this order."""
+    for option in reversed(options):
         function = option(function)
     return function
 

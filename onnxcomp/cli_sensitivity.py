@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcomp.cli_group import Command, common_options
-from onnxcomp.cli_options import FILE, data_options, read_table, set_shape, trust_options
+from onnxcomp.cli_options import (
+    FILE,
+    calibration_options,
+    data_options,
+    exclude_option,
+    json_option,
+    output_option,
+    read_table,
+    seed_option,
+    set_shape_option,
+    trust_options,
+)
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.sensitivity import Effect, Sensitivity
@@ -43,14 +54,7 @@ def levels(text: str) -> tuple[float, ...]:
     ),
 )
 @click.argument("model", metavar="IN", type=FILE)
-@click.option(
-    "--calibration",
-    metavar="DATA",
-    help=".npz, folder or glob, module:function, random[:N] for noise, or none.",
-)
-@click.option(
-    "--samples", metavar="N", type=click.IntRange(min=1), help="Use the first N calibration samples."
-)
+@calibration_options
 @click.option("--passes", metavar="TEXT", help="Passes to run before measuring; default: the preset exact.")
 @click.option(
     "--levels",
@@ -76,27 +80,16 @@ def levels(text: str) -> tuple[float, ...]:
     show_default=True,
     help="Order of rows: as in the network, or most harm per MAC saved first.",
 )
-@click.option(
-    "--exclude",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave nodes alone: a glob, re:EXPRESSION or op:OPERATOR.",
-)
-@click.option(
-    "--set-shape",
-    metavar="NAME=SIZES",
-    type=set_shape,
-    multiple=True,
-    help="Sizes of an input to measure at: x=1,3,224,224 (* leaves an axis).",
-)
-@click.option("--output", metavar="NAME", help="The graph output on which classes are chosen.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Of every random choice.")
+@exclude_option
+@set_shape_option("Sizes of an input to measure at")
+@output_option
+@seed_option("Of every random choice.")
 @click.option(
     "--cache",
     metavar="FOLDER|none",
     help="Where results are kept; default: $XDG_CACHE_HOME/onnxcomp or ~/.cache/onnxcomp.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @data_options
 @trust_options
 @click.option("--force", is_flag=True, help="Measure anew, whatever the cache holds.")
