@@ -22,6 +22,7 @@ from onnxcomp.cli_options import (
     trust_options,
 )
 from onnxcomp.cli_sensitivity import sensitivity
+from onnxcomp.cli_targets import check, targets
 
 __all__ = ["cli", "main"]
 
@@ -263,6 +264,8 @@ def compare(
 
 
 cli.add_command(sensitivity)
+cli.add_command(check)
+cli.add_command(targets)
 
 
 @cli.command(

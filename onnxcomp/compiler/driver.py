@@ -16,10 +16,12 @@ from pathlib import Path
 
 from onnxcomp import __version__
 from onnxcomp.compiler.judge import compare_with_original, judge
+from onnxcomp.compiler.lint import hard_notes
 from onnxcomp.compiler.loading import file_facts
 from onnxcomp.compiler.pipeline import Listener, Passed, run_passes
 from onnxcomp.compiler.prepare import Prepared
 from onnxcomp.compiler.report import Condition, FileFacts, Report, RunStatus, to_json
+from onnxcomp.compiler.target_files import load_target
 from onnxcomp.errors import (
     BudgetError,
     NothingChanged,
@@ -85,13 +87,16 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     shortfalls = tuple(f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall)
     changed = passed.changed or bool(prepared.loaded.settled)
     model = _stamped(prepared, passed) if changed else prepared.original
+    objections = hard_notes(model, load_target(prepared.request.target))
+    for note in objections:
+        listener.note(note)
     if not changed and not shortfalls and not prepared.request.allow_noop:
         message = "no pass changed the model, so nothing was written; --allow-noop writes a copy"
         ending = _Ending(status="unchanged", verdict=NothingChanged(message))
     else:
         ending = _finish(prepared, passed, model, changed, shortfalls, listener)
     try:
-        report = _report(prepared, passed, model, ending, time.perf_counter() - start)
+        report = _report(prepared, passed, model, ending, objections, time.perf_counter() - start)
         for path in prepared.request.reports:
             with replacing(path) as (stream,):
                 stream.write(to_json(report).encode("utf-8", "backslashreplace"))
@@ -214,10 +219,18 @@ def _stamped(prepared: Prepared, passed: Passed) -> Model:
     return model
 
 
-def _report(prepared: Prepared, passed: Passed, model: Model, ending: _Ending, seconds: float) -> Report:
+def _report(
+    prepared: Prepared,
+    passed: Passed,
+    model: Model,
+    ending: _Ending,
+    objections: tuple[str, ...],
+    seconds: float,
+) -> Report:
     request = prepared.request
     return Report(
         pipeline=str(request.pipeline),
+        target=request.target,
         status=ending.status,
         seed=request.seed,
         threads=request.threads,
@@ -240,6 +253,7 @@ def _report(prepared: Prepared, passed: Passed, model: Model, ending: _Ending, s
             *prepared.verifier.notes,
             *prepared.timings.notes,
             *((passed.made.note,) if passed.made else ()),
+            *objections,
         ),
         timings=dict(prepared.timings.used),
         nodes={old: new or None for old, new in model.aliases.items()},

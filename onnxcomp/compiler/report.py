@@ -26,6 +26,7 @@ import numpy as np
 from onnxcomp import __version__
 from onnxcomp.analysis.cost import Cost
 from onnxcomp.compiler.passbase import Change, Skip
+from onnxcomp.compiler.target_files import DEFAULT_TARGET
 from onnxcomp.runtime.compare import Comparison
 
 __all__ = [
@@ -134,6 +135,7 @@ class Report:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verification: Literal["full", "structural"] = "full"
     notes: tuple[str, ...] = ()
+    target: str = DEFAULT_TARGET
     timings: Mapping[str, float] = field(default_factory=dict)
     nodes: Mapping[str, str | None] = field(default_factory=dict)
     onnxcomp_version: str = __version__
