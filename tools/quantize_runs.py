@@ -6,8 +6,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import onnxcomp
 from onnxcomp.runtime.bench import bench_models
 from onnxcomp.runtime.compare import compare_models
+from onnxcomp.runtime.fusion import fusion_of
 from onnxcomp.runtime.session import Session
 from tools.bench_prune import Bound, Figure
 from tools.child_usage import Usage, run_measured
@@ -288,11 +287,9 @@ def _judge(case: Case, setting: Setting, output: Path) -> dict[str, Any]:
     }
 
 
-def _fused(path: Path) -> Fused | None:
-    """Return what onnxruntime makes of the file at `path`; None in a version of onnxcomp that cannot tell."""
-    if find_spec("onnxcomp.runtime.fusion") is None:
-        return None
-    found = import_module("onnxcomp.runtime.fusion").fusion_of(onnxcomp.load(path))
+def _fused(path: Path) -> Fused:
+    """Return what onnxruntime makes of the file at `path`."""
+    found = fusion_of(onnxcomp.load(path))
     islands = tuple(f"{node.op} {node.name}" for node in found.islands)
     return Fused(len(found.fused), len(found.unfused), len(found.floats), islands)
 
