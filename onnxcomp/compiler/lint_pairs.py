@@ -26,7 +26,12 @@ Found: TypeAlias = Iterator[tuple[str, str, str]]
 
 
 # --- numbers of pairs ------------------------------------------------------------------------------------------------
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
+def _grids(graph: Graph) -> Iterator[Node]:
+    """Yield a node for every pair and every stored tensor: the DQ node, or the Q node that has none."""
+    for node in graph.nodes:
+        read = node.output.consumers if node.op == "QuantizeLinear" else []
+        if node.op == "DequantizeLinear" or (read and all(r.op != "DequantizeLinear" for r in read)):
+            yield node
 
 
 def _weights(graph: Graph, target: Target) -> Found:
@@ -98,16 +103,16 @@ def _format(where: str, kind: str, found: Parameters, wanted: Format) -> Found:
 def _zero_points(graph: Graph, target: Target) -> Found:
     if target.zero_point == "any":
         return
-    for node in graph.nodes:
-        found = parameters(node) if node.op in _PAIR else None
+    for node in _grids(graph):
+        found = parameters(node)
         if found is not None and found.zero.any():
             what = f"the zero point is {_numbers(found.zero)}, only 0 is taken"
             yield node.name, what, "quantize symmetrically as int8"
 
 
 def _positive_scales(graph: Graph, _: Target) -> Found:
-    for node in graph.nodes:
-        found = parameters(node) if node.op in _PAIR else None
+    for node in _grids(graph):
+        found = parameters(node)
         if found is not None and not (np.isfinite(found.scale).all() and (found.scale > 0).all()):
             yield (
                 node.name,
@@ -119,8 +124,8 @@ def _positive_scales(graph: Graph, _: Target) -> Found:
 def _powers_of_two(graph: Graph, target: Target) -> Found:
     if target.scale != "pow2":
         return
-    for node in graph.nodes:
-        found = parameters(node) if node.op in _PAIR else None
+    for node in _grids(graph):
+        found = parameters(node)
         if found is not None and not _power_of_two(found.scale):
             what = f"the scale {_numbers(found.scale)} is no power of two"
             yield node.name, what, "quantize with scale pow2"
