@@ -43,6 +43,14 @@ def test_the_marker_of_a_typed_package_is_shipped() -> None:
     assert "py.typed" in PACKAGING["package-data"]["onnxcomp"]
 
 
+def test_every_file_of_data_in_the_package_is_shipped() -> None:
+    inner = ROOT / "onnxcomp"
+    shipped = {path for pattern in PACKAGING["package-data"]["onnxcomp"] for path in inner.glob(pattern)}
+    data = {p for p in inner.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert {p for p in data if (inner / "passes") not in p.parents} == shipped
+    assert {p.parent.name for p in shipped} == {"onnxcomp", "targets_data"}
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     version = PROJECT["project"]["version"]
     assert version == onnxcomp.__version__
@@ -55,7 +63,17 @@ def test_the_console_script_is_there() -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    names = ["Pass", "Pipeline", "__version__", "channel_groups", "load", "optimize", "save", "sensitivity"]
+    names = [
+        "Pass",
+        "Pipeline",
+        "__version__",
+        "bench",
+        "channel_groups",
+        "load",
+        "optimize",
+        "save",
+        "sensitivity",
+    ]
     assert sorted(onnxcomp.__all__) == names
     assert {
         name for name in names if name != "__version__" and not inspect.getdoc(getattr(onnxcomp, name))
