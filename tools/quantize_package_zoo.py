@@ -1,11 +1,12 @@
 """Quantize the networks of `tools.package_zoo` and print what came of each, and why what stayed float did.
 
-    python -m tools.quantize_package_zoo [--only NAME,...] [--passes TEXT] [--calibration N] [--evaluation N]
+    python -m tools.quantize_package_zoo [--only NAME,...] [--passes TEXT] [--peer] [--calibration N] [--evaluation N]
                                          [--no-latency] [--threads N] [--json FILE]
 
 The networks come from packages that are installed beside onnxcomp; one that is not there is left out with the reason.
 Inputs are synthetic, so the SQNR says how far the int8 file is from the original on inputs of that kind, and nothing about
-its accuracy. Exit code 1 where a run fails.
+its accuracy. `--peer` adds what onnxruntime's own quantizer makes of the same file and samples (ranges by percentile, see
+`tools.quantize_peers`). Exit code 1 where a run of ours fails.
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ import onnxcomp
 from onnxcomp.api import Optimized
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.ir.model import Model
+from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import Fusion, fusion_of
-from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.session import Session, SessionError
 from onnxcomp.runtime.steady import steady_ratio
 from tools.bench_output import write_document
+from tools.child_usage import run_measured
 from tools.package_zoo import ENTRIES, Entry, write_samples
 from tools.quantize_peers import samples_of
 
-__all__ = ["QUANTIZE", "Outcome", "main", "quantize_entry", "reasons"]
+__all__ = ["PEER", "QUANTIZE", "Outcome", "main", "peer_entry", "quantize_entry", "reasons"]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 QUANTIZE = "fold-constants,fold-batchnorm,remove-dead,insert-qdq"
 """The pipeline that runs."""
+
+PEER = ", onnxruntime"
+"""What stands behind the name of a network that onnxruntime's quantizer quantized."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,42 @@ def _outcome(entry: Entry, model: Path, evaluation: Path, done: Optimized, laten
     )
 
 
+def peer_entry(
+    entry: Entry, folder: Path, *, counts: tuple[int, int] = (32, 16), threads: int = 1, latency: bool = True
+) -> Outcome:
+    """Return what onnxruntime's quantizer makes of `entry`, on the samples that `quantize_entry` takes.
+
+    Raises:
+        LookupError: where the network is not there.
+    """
+    model = entry.model_path(folder)
+    calibration, evaluation = write_samples(entry, model, folder, *counts)
+    name, output = f"{entry.name}{PEER}", folder / f"{entry.name}.peer.onnx"
+    command = (*(sys.executable, "-m", "tools.quantize_peers", "percentile", str(model)), "-o", str(output))
+    usage = run_measured((*command, "--calibration", str(calibration)), ROOT)
+    if usage.exit_code:
+        said = usage.stderr.strip().splitlines()
+        return Outcome(name, failure=f"exit {usage.exit_code}: {said[-1] if said else 'it said nothing'}")
+    original, quantized = onnxcomp.load(model), onnxcomp.load(output)
+    try:
+        first, second = (Session(str(path), threads=threads) for path in (model, output))
+        comparison = compare_models(first, second, samples_of(model, evaluation, None).batches(1))
+    except SessionError as problem:
+        return Outcome(name, failure=f"what it wrote does not run: {problem}")
+    fusion = fusion_of(quantized)
+    return Outcome(
+        name,
+        nodes=len(original.graph.nodes),
+        quantized=_pairs(quantized) - _pairs(original),
+        fused=len(fusion.fused),
+        unfused=len(fusion.unfused),
+        floats=len(fusion.floats),
+        sqnr_db=comparison.sqnr_db,
+        bytes_share=output.stat().st_size / model.stat().st_size,
+        latency_share=_latency(original, quantized, model, evaluation) if latency else None,
+    )
+
+
 def _pairs(model: Model) -> int:
     return sum(node.op in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.nodes)
 
@@ -180,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--passes", default=QUANTIZE, metavar="TEXT", help=f"the pipeline (default {QUANTIZE})"
     )
+    parser.add_argument("--peer", action="store_true", help="also onnxruntime's own quantizer")
     parser.add_argument("--calibration", type=int, default=32, metavar="N", help="samples to calibrate on")
     parser.add_argument("--evaluation", type=int, default=16, metavar="N", help="samples to judge on")
     parser.add_argument("--no-latency", action="store_true", help="do not time the files")
@@ -195,16 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="package-zoo-") as folder:
         for entry in (entry for entry in ENTRIES if entry.name in wanted):
             print(entry.name, file=sys.stderr)
-            counts = (given.calibration, given.evaluation)
             try:
-                outcomes.append(
-                    quantize_entry(
-                        *(entry, Path(folder), given.passes),
-                        counts=counts,
-                        threads=given.threads,
-                        latency=not given.no_latency,
-                    )
-                )
+                outcomes += _outcomes(entry, Path(folder), given)
             except LookupError as reason:
                 absent.append(f"{entry.name}: left out, {reason}")
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -215,7 +252,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_document(
             given.json, "package-zoo", {"rows": [asdict(one) for one in outcomes], "notes": absent}
         )
-    return 1 if any(one.failure is not None for one in outcomes) else 0
+    return 1 if any(one.failure is not None for one in outcomes if not one.name.endswith(PEER)) else 0
+
+
+def _outcomes(entry: Entry, folder: Path, given: argparse.Namespace) -> list[Outcome]:
+    counts, latency = (given.calibration, given.evaluation), not given.no_latency
+    found = [
+        quantize_entry(entry, folder, given.passes, counts=counts, threads=given.threads, latency=latency)
+    ]
+    if given.peer:
+        found.append(peer_entry(entry, folder, counts=counts, threads=given.threads, latency=latency))
+    return found
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from onnx import TensorProto, numpy_helper
 import onnxcomp
 from onnxcomp.errors import UsageError
 from tools import quantize_package_zoo
+from tools.child_usage import Usage
 from tools.package_inputs import RATE, file_bytes, pages, scenes, sound, text_lines, tokens, windows
 from tools.package_zoo import ENTRIES, Entry, with_float_weights, write_samples
-from tools.quantize_package_zoo import quantize_entry
+from tools.quantize_package_zoo import peer_entry, quantize_entry
 
 ZOO = Path(__file__).parents[2] / "models"
 
@@ -154,6 +155,22 @@ def test_an_outcome_tells_what_the_run_did(tmp_path: Path) -> None:
     assert (outcome.quantized, outcome.fused, outcome.unfused) == (0, 0, 0)
     assert outcome.floats is not None and outcome.floats > 10
     assert outcome.latency_share is not None and 0.2 < outcome.latency_share < 2
+
+
+def test_the_peer_is_judged_alike(tmp_path: Path) -> None:
+    outcome = peer_entry(DIGITS, tmp_path, counts=(8, 4), latency=False)
+    assert outcome.failure is None and outcome.name == "digits, onnxruntime"
+    assert outcome.sqnr_db is not None and 5 < outcome.sqnr_db < 60
+    assert outcome.fused is not None and outcome.fused > 10
+    assert outcome.quantized is not None and outcome.quantized > 50
+
+
+def test_a_peer_that_fails_is_an_outcome_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Usage(1, 1.0, 1.0, 1, "Traceback\nValueError: no histogram\n")
+    monkeypatch.setattr(quantize_package_zoo, "run_measured", lambda *_: said)
+    assert peer_entry(DIGITS, tmp_path, counts=(4, 4)).failure == "exit 1: ValueError: no histogram"
 
 
 def test_a_run_that_fails_is_an_outcome_with_its_reason(
