@@ -26,8 +26,8 @@ Passes stand in pipelines, which have a text; channels that can only be cut toge
 True
 >>> [group.name for group in onnxcomp.channel_groups(model)]
 []
->>> callable(onnxcomp.sensitivity)
-True
+>>> callable(onnxcomp.sensitivity), callable(onnxcomp.bench)
+(True, True)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels import channel_groups
-    from onnxcomp.api import optimize, sensitivity
+    from onnxcomp.api import bench, optimize, sensitivity
     from onnxcomp.compiler.passbase import Pass
     from onnxcomp.compiler.spec import Pipeline
     from onnxcomp.ir.files import load, save
@@ -45,11 +45,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 """Of the package; stamped into files and reports."""
 
-__all__ = ["Pass", "Pipeline", "__version__", "channel_groups", "load", "optimize", "save", "sensitivity"]
+__all__ = [
+    "Pass",
+    "Pipeline",
+    "__version__",
+    "bench",
+    "channel_groups",
+    "load",
+    "optimize",
+    "save",
+    "sensitivity",
+]
 
 _HOMES = {
     "Pass": "onnxcomp.compiler.passbase",
     "Pipeline": "onnxcomp.compiler.spec",
+    "bench": "onnxcomp.api",
     "channel_groups": "onnxcomp.analysis.channels",
     "load": "onnxcomp.ir.files",
     "optimize": "onnxcomp.api",

@@ -1,13 +1,15 @@
-"""What Python code calls: `optimize` and `sensitivity`, the same runs that the command line starts."""
+"""What Python code calls: `optimize`, `sensitivity` and `bench`, the same runs that the command line starts."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from onnxcomp.compiler.benchmark import BenchPlan, BenchReport, bench_files
 from onnxcomp.compiler.driver import run
 from onnxcomp.compiler.nearest import hint
 from onnxcomp.compiler.passbase import Pass
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from onnxcomp.runtime.data import SampleSource
     from onnxcomp.runtime.preprocess import Preprocess
 
-__all__ = ["ModelOptions", "Optimized", "Options", "optimize", "sensitivity"]
+__all__ = ["ModelOptions", "Optimized", "Options", "bench", "optimize", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,62 @@ def sensitivity(
     request = Request(_pipeline(passes), source, calibration=calibration, **settings)
     technique = PruneChannels(tuple(sorted({float(level) for level in levels})), criterion)
     return measure_sensitivity(request, [technique], listener, model=given, cache=cache)
+
+
+def bench(
+    *models: str | os.PathLike[str] | Model | ModelProto,
+    batches: Sequence[int] = (),
+    rounds: int = 20,
+    repeats: int = 5,
+    warmup: int = 3,
+    memory: bool = True,
+    threads: int = 1,
+    set_shape: Mapping[str, Sequence[int | None]] | None = None,
+    seed: int = 0,
+    custom_op_libs: Sequence[str] = (),
+    allow_links: bool = False,
+    listener: Listener | None = None,
+) -> BenchReport:
+    """Return how long `models` take on the same noise, in turns, with ratios to the first.
+
+    `batches` are sizes, by default what the models fix, else 1. Without `memory` no start-up time and no peak memory is
+    taken, which needs processes of their own. The rest means what the options of `onnxcomp bench` mean. Models in memory
+    are named `model 1`, `model 2`, ... by their place.
+
+    >>> import onnx.parser, onnxcomp
+    >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
+    ... net (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }''')
+    >>> found = onnxcomp.bench(net, net, batches=[1, 8], rounds=1, repeats=1, memory=False)
+    >>> [(latency.name, latency.batch) for latency in found.latencies]
+    [('model 1', 1), ('model 2', 1), ('model 1', 8), ('model 2', 8)]
+
+    Raises:
+        UsageError, ModelError: the call or a model is wrong, or the inputs of the models differ.
+    """
+    plan = BenchPlan(tuple(batches), rounds, repeats, warmup, fresh=memory)
+    sizes = {name: tuple(shape) for name, shape in (set_shape or {}).items()}
+    request = Request(
+        set_shape=sizes,
+        seed=seed,
+        threads=threads,
+        custom_op_libs=tuple(custom_op_libs),
+        allow_links=allow_links,
+    )
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        files: dict[str, Path] = {}
+        for number, given in enumerate(models, 1):
+            held, path = _model(given)
+            if held is not None:
+                path = save(held, Path(folder) / f"{number}.onnx")[0]
+            assert path is not None  # where it is not held in memory
+            name = f"model {number}" if held is not None else str(path)
+            files[f"{name} ({number})" if name in files else name] = path
+        report = bench_files(files, request, plan, listener or Listener())
+    # Where a model in memory lay for the measurement says nothing.
+    named = (
+        m if files[m.name].is_file() else replace(m, file=replace(m.file, path=m.name)) for m in report.models
+    )
+    return replace(report, models=tuple(named))
 
 
 def _model(model: Any) -> tuple[Model | None, Path | None]:

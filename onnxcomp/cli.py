@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnxcomp.cli_bench import bench
 from onnxcomp.cli_group import Commands, common_options
 from onnxcomp.cli_options import (
     FILE,
@@ -263,6 +264,7 @@ def compare(
         show_contrast(found)
 
 
+cli.add_command(bench)
 cli.add_command(sensitivity)
 cli.add_command(check)
 cli.add_command(targets)

@@ -15,7 +15,7 @@ from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.compare import Comparison
 
-__all__ = ["Contrast", "contrast"]
+__all__ = ["Contrast", "contrast", "sizes_fixed_by"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def contrast(request: Request, other: Path, listener: Listener) -> Contrast:
     if request.source is None or request.evaluation is None:
         raise UsageError("two models are compared on data; give both files and --data")
     first, second = (_load(path, request, listener) for path in (request.source, other))
-    fixed = _sizes_of(second, first)
+    fixed = sizes_fixed_by(second, first)
     prepared = prepare(replace(request, set_shape=fixed), first)
     if not prepared.verifier.runs:
         raise ModelError(f"{request.source} cannot be run: {'; '.join(prepared.loaded.notes)}")
@@ -63,7 +63,7 @@ def _load(path: Path, request: Request, listener: Listener) -> Model:
     return model
 
 
-def _sizes_of(model: Model, other: Model) -> dict[str, tuple[int | None, ...]]:
+def sizes_fixed_by(model: Model, other: Model) -> dict[str, tuple[int | None, ...]]:
     """Return the sizes that the inputs of `model` fix where `other` leaves them free, None elsewhere.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -217,19 +218,23 @@ def measure_latency(
     latencies: list[Latency] = []
     for batch, feed in feeds.items():
         for name, session in sessions.items():
-            for _ in range(warmup):
-                _warm(name, session, feed)
+            with _named(name):
+                for _ in range(warmup):
+                    session.run(feed)
         times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in sessions}
         for name in _turns(list(sessions), rounds):
-            times[name].append([_time(sessions[name], feed, wall, cpu) for _ in range(repeats)])
+            with _named(name):
+                times[name].append([_time(sessions[name], feed, wall, cpu) for _ in range(repeats)])
         tables = {name: np.array(rows) for name, rows in times.items()}
         latencies += [_latency(name, batch, tables, threads) for name in sessions]
     return Benchmark(tuple(latencies), threads, rounds, repeats, warmup)
 
 
-def _warm(name: str, session: Runner, feed: Feeds) -> None:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put `name` in front of what is said of a session that does not run."""
     try:
-        session.run(feed)
+        yield
     except SessionError as problem:
         raise SessionError(f"{name}: {problem}") from problem
 

@@ -21,7 +21,7 @@ from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.unfused import is_float, is_narrow, why_unfused
 
-__all__ = ["Fusion", "KernelNode", "fusion_of", "optimized_nodes"]
+__all__ = ["Fusion", "KernelNode", "fusion_of", "is_quantized", "optimized_nodes"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ def fusion_of(model: Model, *, custom_op_libs: Sequence[str] = ()) -> Fusion:
     """
     made = optimized_nodes(model, custom_op_libs=custom_op_libs)
     return _Sorter(skim(model), made).fusion()
+
+
+def is_quantized(model: Model) -> bool:
+    """Return whether something in `model` converts to or works on quantized numbers, subgraphs included."""
+    return any(_converts(node) or _on_integers(node) for node in skim(model))
 
 
 def optimized_nodes(model: Model, *, custom_op_libs: Sequence[str] = ()) -> list[SkimNode]:

@@ -19,7 +19,7 @@ from typing import Any
 import onnxcomp
 from onnxcomp.errors import ModelError, OnnxcompError, UsageError
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Probe", "child_environment", "package_folder", "probe"]
 
 _CHILD = "onnxcomp.runtime.probe_child"
 
@@ -89,8 +89,8 @@ def probe(
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=timeout,
-            env=_environment(),
-            cwd=_home(),
+            env=child_environment(),
+            cwd=package_folder(),
             check=False,
         )
     except subprocess.TimeoutExpired as problem:
@@ -98,12 +98,13 @@ def probe(
     return _result(child, str(path), timeout)
 
 
-def _home() -> Path:
+def package_folder() -> Path:
     """Return the folder that holds the package: `-m` looks for modules in the current one first."""
     return Path(onnxcomp.__file__).absolute().parent.parent
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process that finds the same modules as this one."""
     paths = [str(Path(entry or ".").absolute()) for entry in sys.path]
     dropped = {"PYTHONFAULTHANDLER", "PYTHONSTARTUP", "PYTHONINSPECT"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
