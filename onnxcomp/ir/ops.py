@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ABSORBED",
     "ACTIVATIONS",
+    "CAN_PAD",
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
@@ -12,12 +13,15 @@ __all__ = [
     "INTEGER_KERNELS",
     "KEEPS_SCALE",
     "KEEPS_SHAPE",
+    "KEEPS_SIGN",
+    "KEEPS_SIGN_OF_ALL",
     "KEEPS_SOFT",
     "LAYOUT",
     "LINEAR",
     "MIXES_AXIS",
     "MULTIPLIES",
     "NONDETERMINISTIC",
+    "NONNEGATIVE",
     "NORMALISES_TAIL",
     "PICKING",
     "POOLING",
@@ -77,6 +81,9 @@ POOLING = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
 )
 """Operators on `[N, C, ...]` that compute each channel from that channel alone."""
+
+CAN_PAD = frozenset({"AveragePool", "Conv", "MaxPool"})
+"""Operators that can do the padding of what they read themselves, by their attribute `pads`."""
 
 REDUCTIONS = frozenset(
     """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
@@ -169,6 +176,20 @@ SINGLETON = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in order and only give them other axes."""
+
+NONNEGATIVE = frozenset(
+    "Abs Exp HardSigmoid ReduceL1 ReduceL2 ReduceSumSquare Relu Sigmoid Softmax Softplus".split()
+)
+"""Operators whose result is never negative, whatever they read."""
+
+KEEPS_SIGN = RESHAPING | frozenset(
+    """AveragePool DepthToSpace Dropout Expand Gather GlobalAveragePool GlobalMaxPool Identity MaxPool ReduceMax
+    ReduceMean ReduceMin ReduceSum Slice SpaceToDepth Split Tile Transpose""".split()
+)
+"""Operators whose result has no negative element where input 0 has none."""
+
+KEEPS_SIGN_OF_ALL = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Mul", "Sum"})
+"""Operators whose result has no negative element where no input has one."""
 
 KEEPS_SHAPE = frozenset(
     {"GroupNormalization", "InstanceNormalization", "MeanVarianceNormalization", "RMSNormalization"}
