@@ -166,3 +166,21 @@ def test_quantized_networks_take_the_sizes_that_the_original_takes(ready: Ready)
     for before, after in zip(outputs(ready.model, feed), outputs(ready.output, feed), strict=True):
         assert before.shape == after.shape
         assert sqnr(before, after) > FLOORS.get(ready.entry.name, 0.0) - 6
+
+
+@pytest.mark.skipif("insert-qdq" not in BUILTIN, reason="needs insert-qdq")
+def test_calibration_takes_pages_of_several_sizes(tmp_path: Path) -> None:
+    entry = NETS["ocr-detector"]
+    try:
+        model = entry.model_path(tmp_path)
+    except LookupError as reason:
+        pytest.skip(str(reason))
+    _, evaluation = write_samples(entry, model, tmp_path, 1, 4)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for height, width in ((320, 320), (224, 416)):
+        np.savez(shards / f"{height}.npz", x=pages(6, height, width, 3) * 4 - 2)
+    done = Ready(entry, model, shards, evaluation, tmp_path).run(QUANTIZE)
+    assert {d.role: d.samples for d in done.report.data}["calibration"] == 12
+    comparison = done.report.comparison
+    assert comparison is not None and (comparison.sqnr_db or 0) > FLOORS.get(entry.name, 0.0) - 6
