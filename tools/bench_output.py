@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from onnxcomp.compiler.report import to_json
 
 __all__ = ["machine_facts", "write_document"]
 
@@ -29,9 +30,12 @@ def machine_facts() -> dict[str, object]:
 
 
 def write_document(path: Path, kind: str, content: Mapping[str, object]) -> None:
-    """Write `content` to `path` as one JSON document with `schema_version`, `benchmark` and `machine` on top."""
-    document = {"schema_version": 1, "benchmark": kind, "machine": machine_facts(), **content}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    """Write `content` to `path` as one JSON document with `schema_version`, `benchmark` and `machine` on top.
+
+    Numbers that are not finite become null, as in the reports of runs.
+    """
+    document = {"benchmark": kind, "machine": machine_facts(), **content}
+    path.write_text(to_json(document), encoding="utf-8")
 
 
 def _processor() -> str:

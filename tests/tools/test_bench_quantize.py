@@ -284,7 +284,8 @@ def test_table_and_document_show_every_candidate_and_what_was_missed(
     assert "gone: left out, as " in shown
     document = json.loads(file.read_text())
     assert [one["candidate"] for one in document["rows"][0]["results"]] == ["ours", "percentile", "minmax"]
-    assert document["machine"]["versions"]["onnxruntime"]
+    assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
+    assert document["rows"][0]["results"][0]["sqnr_db"] is None, "JSON knows no infinity"
     assert (tmp_path / "k" / "mlp.ours.onnx").exists()
     assert bench_quantize.main(["--rows", "mlp", "--memory"]) == 0
     assert "peak memory of the whole command" in capsys.readouterr().out
