@@ -16,7 +16,7 @@ from onnxcomp.config import read_config
 from tests.support.sources import ROOT
 from tools.update_docs import renew_commands, run_command
 
-PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/passes.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/passes.md", "docs/targets.md")
 
 SET_UP = re.compile(r"python3 -m venv |pip install |python -m |ruff |mypy|\.ci/run|cd |git ")
 """Lines that prepare a machine or check the project: what `.ci/run` does, and so what runs these tests."""

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from onnxcomp.compiler.catalogue import PassFacts, describe
 from onnxcomp.passes import BUILTIN
+from onnxcomp.targets import TARGETS
 
 __all__ = ["PAGES", "main", "renew_commands", "renew_tables", "run_command"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PAGES = ("README.md", "docs/passes.md")
+PAGES = ("README.md", "docs/passes.md", "docs/targets.md")
 """The documents that hold generated parts."""
 
 _TABLE = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -81,6 +82,8 @@ def run_command(command: str, folder: Path) -> str:
 
 def _generated(wanted: str) -> str:
     kind, _, name = wanted.partition(" ")
+    if kind == "targets":
+        return _targets()
     return _pass(describe(name)) if kind == "pass" else _passes()
 
 
@@ -90,6 +93,14 @@ def _passes() -> str:
         for facts in map(describe, sorted(BUILTIN))
     ]
     return _table(("pass", "outputs", "what it does"), rows)
+
+
+def _targets() -> str:
+    rows = [
+        (f"`{t.name}`", t.family, t.summary, f"{sum(bool(f.verified_on) for f in t.facts)} of {len(t.facts)}")
+        for t in TARGETS.values()
+    ]
+    return _table(("target", "family", "what it is", "facts tried here"), rows)
 
 
 def _kind(facts: PassFacts) -> str:
