@@ -91,6 +91,7 @@ class Options(ModelOptions, total=False):
     max_drop: float | None
     min_sqnr: float | None
     require_smaller: bool
+    require_speedup: float | None
     opset: int | None
     ir_version: int | None
     reports: Sequence[str | os.PathLike[str]]
@@ -111,9 +112,9 @@ def optimize(
 
     `passes` is pipeline text, a Pipeline or passes; without any the preset `exact` runs. With `output` the result is
     written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
-    `target`, `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `exclude`, `set_shape`, `decision`, `opset`,
-    `ir_version`, `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`, `allow_links`, `allow_noop`,
-    `strict`, `force`; see `Options`.
+    `target`, `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `require_speedup`, `exclude`, `set_shape`,
+    `decision`, `opset`, `ir_version`, `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`,
+    `allow_links`, `allow_noop`, `strict`, `force`; see `Options`.
 
     >>> import onnx.parser, onnxcomp
     >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>

@@ -100,6 +100,12 @@ def main() -> None:
 @click.option(
     "--require-smaller/--no-require-smaller", default=False, help="Exit 4 unless OUT is smaller than IN."
 )
+@click.option(
+    "--require-speedup",
+    metavar="X",
+    type=float,
+    help="Times as fast as IN that OUT must be, at batch 1 on one thread; else exit 4.",
+)
 @exclude_option
 @set_shape_option("Fix the sizes of an input, in OUT too")
 @output_option

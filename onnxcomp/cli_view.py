@@ -216,7 +216,11 @@ def show_plan(prepared: Prepared, cost: Cost) -> None:
 
 def _bounds(prepared: Prepared) -> list[tuple[str, float]]:
     request = prepared.request
-    found = [("max-drop", request.max_drop), ("min-sqnr", request.min_sqnr)]
+    found = [
+        ("max-drop", request.max_drop),
+        ("min-sqnr", request.min_sqnr),
+        ("require-speedup", request.require_speedup),
+    ]
     return [(name, limit) for name, limit in found if limit is not None]
 
 

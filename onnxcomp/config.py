@@ -42,6 +42,7 @@ class Config:
     max_drop: float | None = None
     min_sqnr: float | None = None
     require_smaller: bool | None = None
+    require_speedup: float | None = None
     exclude: tuple[str, ...] | None = None
     output: str | None = None
     seed: int | None = None
@@ -197,6 +198,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "max_drop": _number,
     "min_sqnr": _number,
     "require_smaller": _truth,
+    "require_speedup": _number,
     "exclude": _strings,
     "output": _string,
     "seed": _integer,
@@ -229,6 +231,7 @@ preset = "exact"                       # or passes, never both
 # max-drop = 1.0                       # percentage points of top1 or agreement
 # min-sqnr = 20.0                      # decibels of the worst output
 # require-smaller = true
+# require-speedup = 1.2                # times as fast as the original, batch 1, one thread
 
 # --- the model
 # exclude = ["head/*", "re:^stem", "op:Softmax"]

@@ -65,7 +65,7 @@ class NothingChanged(OnnxcompError):  # noqa: N818 - an outcome, not a fault
 
 
 class BudgetError(OnnxcompError):
-    """A budget (`macs`, `params`) or a bound (`--max-drop`, `--min-sqnr`, `--require-smaller`) was not met."""
+    """A budget (`macs`, `params`) or a bound (`--max-drop`, `--require-speedup`, ...) was not met."""
 
     exit_code = 4
 

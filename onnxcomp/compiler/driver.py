@@ -82,8 +82,6 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     for note in (*prepared.loaded.notes, *prepared.verifier.notes):
         listener.note(note)
     passed = run_passes(prepared, listener)
-    for note in prepared.timings.notes:
-        listener.note(note)
     shortfalls = tuple(f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall)
     changed = passed.changed or bool(prepared.loaded.settled)
     model = _stamped(prepared, passed) if changed else prepared.original
@@ -95,6 +93,8 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
         ending = _Ending(status="unchanged", verdict=NothingChanged(message))
     else:
         ending = _finish(prepared, passed, model, changed, shortfalls, listener)
+    for note in prepared.timings.notes:
+        listener.note(note)
     try:
         report = _report(prepared, passed, model, ending, objections, time.perf_counter() - start)
         for path in prepared.request.reports:
@@ -156,7 +156,7 @@ def _judged(
 ) -> _Ending:
     made = passed.made.samples if passed.made is not None else None
     comparison, compared_on = compare_with_original(prepared, result, listener, made)
-    conditions = judge(prepared, comparison, size)
+    conditions = judge(prepared, comparison, size, passed.model, result, listener)
     missed = [*(str(c) for c in conditions if not c.met), *shortfalls]
     ending = _Ending(comparison, compared_on, conditions, status="done" if changed else "unchanged")
     if not missed:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from onnxcomp.compiler.latency import structure
 from onnxcomp.compiler.pipeline import Listener
 from onnxcomp.compiler.prepare import Prepared
 from onnxcomp.compiler.report import Condition
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.compare import Comparison, compare_models
 from onnxcomp.runtime.data import Samples
-from onnxcomp.runtime.inputs import PIECE_LIMIT
+from onnxcomp.runtime.inputs import PIECE_LIMIT, noise
 from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.steady import steady_ratio
 
 __all__ = ["compare_with_original", "judge"]
 
@@ -52,8 +54,21 @@ def _original(prepared: Prepared) -> Model | str:
     return prepared.original
 
 
-def judge(prepared: Prepared, comparison: Comparison | None, size: int | None) -> tuple[Condition, ...]:
-    """Return the conditions of the run, each with the value reached; `size` is that of the output in bytes."""
+def judge(
+    prepared: Prepared,
+    comparison: Comparison | None,
+    size: int | None,
+    model: Model,
+    result: Model | str,
+    listener: Listener,
+) -> tuple[Condition, ...]:
+    """Return the conditions of the run, each with the value reached; `size` is that of the output in bytes.
+
+    `result` is `model` or the path of its file, which is what the clock is held to.
+
+    Raises:
+        UsageError: where a replay of timings is strict and lacks that of the result.
+    """
     request = prepared.request
     found: list[Condition] = []
     if request.max_drop is not None:
@@ -69,7 +84,27 @@ def judge(prepared: Prepared, comparison: Comparison | None, size: int | None) -
     if request.require_smaller and prepared.loaded.facts is not None and size is not None:
         limit = prepared.loaded.facts.bytes
         found.append(Condition("require-smaller", limit, size, "bytes", size < limit))
+    if request.require_speedup is not None:
+        speedup = _speedup(prepared, model, result, listener)
+        met = speedup >= request.require_speedup
+        found.append(Condition("require-speedup", request.require_speedup, speedup, "times as fast", met))
     return tuple(found)
+
+
+def _speedup(prepared: Prepared, model: Model, result: Model | str, listener: Listener) -> float:
+    """Return the time of the original as a multiple of that of `result`, at batch 1 on one thread; replayed where known."""
+    shapes, libraries = prepared.data.shapes, prepared.request.custom_op_libs
+
+    def measure() -> float:
+        listener.stage("measuring how fast the result is")
+        before, after = (
+            Session(source, threads=1, custom_op_libs=libraries) for source in (_original(prepared), result)
+        )
+        feed = noise(prepared.original, shapes, prepared.request.seed)
+        return 1 / steady_ratio(before, after, feed).ratio
+
+    first, second = (structure(m, shapes) for m in (prepared.original, model))
+    return 1.0 if first == second else prepared.timings.get(f"speed of {second} over {first}", measure)
 
 
 def _drop(prepared: Prepared, comparison: Comparison | None) -> float | None:

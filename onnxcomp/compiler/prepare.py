@@ -141,7 +141,7 @@ def _check_labels(data: Data, outputs: Outputs, decision: str) -> None:
 
 
 def _check_bounds(request: Request, data: Data, metric: Metric | None, outputs: Outputs | None) -> None:
-    if request.judged and outputs is None:
+    if (request.judged or request.require_speedup is not None) and outputs is None:
         raise UsageError("a bound cannot be judged, because the model does not run here; leave out the bound")
     if request.max_drop is not None and metric not in ("top1", "agreement"):
         raise UsageError(

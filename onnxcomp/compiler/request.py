@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Request:
         max_drop: percentage points of top1 or agreement that may be lost.
         min_sqnr: decibels that the worst output must reach.
         require_smaller: whether the output file must be smaller than the input file.
+        require_speedup: how many times as fast as the original the result must be, at batch 1 on one thread.
         target: the toolchain the result is made for, by name.
         exclude: patterns of nodes to leave alone, see `excludes.py`.
         set_shape: sizes by input name, None for an axis that stays as it is; they are written into the file.
@@ -65,6 +67,7 @@ class Request:
     max_drop: float | None = None
     min_sqnr: float | None = None
     require_smaller: bool = False
+    require_speedup: float | None = None
     target: str = DEFAULT_TARGET
     exclude: tuple[str, ...] = ()
     set_shape: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
@@ -135,6 +138,10 @@ def _check_numbers(request: Request) -> None:
         raise UsageError(f"--max-drop {request.max_drop:g} is not between 0 and 100 percentage points")
     if request.min_sqnr is not None and request.min_sqnr != request.min_sqnr:
         raise UsageError("--min-sqnr is not a number; give decibels, such as 20")
+    if request.require_speedup is not None and not 0 < request.require_speedup < math.inf:
+        raise UsageError(
+            f"--require-speedup {request.require_speedup:g}: give a number above 0, such as 1.2 for 1.2 times as fast"
+        )
     for name, value, least in (("seed", request.seed, 0), ("threads", request.threads, 0)):
         if value < least:
             raise UsageError(f"--{name} {value}: give {least} or more")
@@ -195,7 +202,10 @@ def _check_judging(request: Request) -> None:
 def _check_outputs(request: Request) -> None:
     targets = [("output", request.output), *(("report", r) for r in request.reports)]
     bounded = (
-        request.judged or request.require_smaller or any(step.may_fall_short() for step in request.passes)
+        request.judged
+        or request.require_smaller
+        or request.require_speedup is not None
+        or any(step.may_fall_short() for step in request.passes)
     )
     if request.output is not None and bounded:
         targets.append(("best effort", request.best_effort))

@@ -111,7 +111,8 @@ def _numbers(document: Any, path: Path) -> dict[str, float]:
     table = document.get("timings")
     if not isinstance(table, dict) or not table:
         raise UsageError(
-            f"--timings {path} holds no timings; give the report of an earlier run with a latency budget"
+            f"--timings {path} holds no timings; "
+            "give the report of an earlier run with a latency budget or --require-speedup"
         )
     for key, number in table.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):

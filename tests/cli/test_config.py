@@ -34,6 +34,7 @@ def test_every_key_has_its_type(tmp_path: Path) -> None:
         max-drop = 2
         min-sqnr = 1.5
         require-smaller = true
+        require-speedup = 2
         exclude = ["a", "op:Relu"]
         output = "y"
         seed = 7
@@ -60,6 +61,7 @@ def test_every_key_has_its_type(tmp_path: Path) -> None:
         max_drop=2.0,
         min_sqnr=1.5,
         require_smaller=True,
+        require_speedup=2.0,
         exclude=("a", "op:Relu"),
         output="y",
         seed=7,
