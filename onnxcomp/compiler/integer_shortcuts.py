@@ -8,7 +8,7 @@ Concats with zeros is one convolution, which runs on integers between others tha
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +60,9 @@ class Desk:
 
 @dataclass(frozen=True)
 class _Pick:
-    """What a chain takes of its source: for each channel the one it is (or `_ZEROS`), and every how manieth position."""
+    """What a chain takes of a source of `count` channels: for each one it makes which it is (or `_ZEROS`), and the strides."""
 
+    count: int
     channels: NDArray[np.int64]
     strides: tuple[int, ...]
 
@@ -71,27 +72,42 @@ def shortcut_forms(desk: Desk) -> None:
 
     The last node of a chain becomes the convolution and keeps its name; the others are gone.
     """
+    for node in list(desk.model.graph.nodes):
+        if node.is_op("Concat") and node.outputs and node.name not in desk.left_alone:
+            _concat_to_pad(desk, node)
     for node in reversed(list(desk.model.graph.nodes)):
         # A node may have become part of a later one since the list was made.
-        if not node.outputs or node.name in desk.left_alone or not node.is_op("Pad", "Concat"):
+        if not node.is_op("Pad") or not node.outputs or node.name in desk.left_alone:
             continue
-        source = _data(desk, node)
-        if source is None or not _adds_channels(desk, node, source):
-            continue
-        refusal = _rewrite(desk, _chain(desk, node))
-        if refusal is not None:
-            desk.log.skip(node.name, refusal.reason)
+        if _adds_channels(desk, node):
+            refusal = _rewrite(desk, *_chain(desk, node))
+            if refusal is not None:
+                desk.log.skip(node.name, refusal.reason)
 
 
-def _data(desk: Desk, node: Node) -> Value | None:
-    """Return what a Slice or Pad reads, or the only input of a Concat along the channels that is not zeros."""
-    if node.is_op("Slice", "Pad"):
-        return node.input(0)
-    rank = desk.rank(node.output)
-    if not node.is_op("Concat") or rank is None or int(node.attrs["axis"]) % rank != 1:
-        return None
-    others = [value for value in node.inputs if _zero_channels(desk, value) is None]
-    return others[0] if len(others) == 1 else None
+def _concat_to_pad(desk: Desk, node: Node) -> None:
+    """Make a Pad of a Concat of one image and channels of zeros, in place; what computed the zeros is gone.
+
+    Nothing is done unless the Pad is sure to become a convolution.
+    """
+    graph, rank = desk.model.graph, desk.rank(node.output)
+    counts = [_zero_channels(desk, value) for value in node.inputs]
+    if rank is None or int(node.attrs["axis"]) % rank != 1 or counts.count(None) != 1 or len(counts) == 1:
+        return
+    place = counts.index(None)
+    source = node.inputs[place]
+    if isinstance(_untouched(desk, source), Refusal):
+        return
+    ahead, behind = (sum(filter(None, side)) for side in (counts[:place], counts[place + 1 :]))
+    amounts = np.zeros(2 * rank, np.int64)
+    amounts[1], amounts[rank + 1] = ahead, behind
+    spared = {*dead_nodes(graph), *(n for n in graph.nodes if n.name in desk.left_alone)}
+    graph.set_input(node, 0, source)
+    graph.drop_trailing_inputs(node, 1)
+    graph.set_input(node, 1, graph.add_constant(f"{node.name}.pads", amounts))
+    node.op, node.attrs = "Pad", {}
+    # Zeros of the size of the image were computed from the image, which nobody else need read.
+    remove_dead_nodes(desk.model, keep=spared)
 
 
 def _zero_channels(desk: Desk, value: Value) -> int | None:
@@ -114,15 +130,10 @@ def _zero_channels(desk: Desk, value: Value) -> int | None:
     return desk.size(value, 1) if zero else None
 
 
-def _adds_channels(desk: Desk, node: Node, source: Value) -> bool:
-    """Return whether a Pad or Concat makes more channels; a Pad that does so in a way of its own is worth a word."""
-    rank = desk.rank(source)
-    if rank is None or rank < 3 or not desk.is_float32(source):
-        return False
-    if node.is_op("Concat"):
-        return len(node.inputs) > 1
-    amounts = node.constant(1)
-    if amounts is None:
+def _adds_channels(desk: Desk, node: Node) -> bool:
+    """Return whether a Pad makes more channels; one that fills them with something of its own is worth a word."""
+    rank, amounts = desk.rank(node.inputs[0]), node.constant(1)
+    if rank is None or rank < 3 or amounts is None or not desk.is_float32(node.inputs[0]):
         return False
     pads = zero_pads(node, rank)
     if pads is not None:
@@ -133,39 +144,30 @@ def _adds_channels(desk: Desk, node: Node, source: Value) -> bool:
 
 
 # --- the chain -------------------------------------------------------------------------------------------------------
-def _chain(desk: Desk, last: Node) -> list[Node]:
-    """Return the nodes that can be one with `last`, in order of computation: each is all that reads the one before."""
-    graph = desk.model.graph
-    chain = [last]
-    while True:
-        value = _data(desk, chain[0])
-        before = value.producer if value is not None else None
-        if (
-            before is None
-            or value is None
-            or graph.sole_use(value) is not chain[0]
-            or not _fits(desk, before)
-        ):
+def _chain(desk: Desk, last: Node) -> tuple[Value, list[Node]]:
+    """Return the nodes that can be one with the Pad `last`, and what the first of them reads.
+
+    They are in the order of computation, and each is all that reads the one before.
+    """
+    graph, chain = desk.model.graph, [last]
+    source: Value = last.inputs[0]
+    while (before := source.producer) is not None and graph.sole_use(source) is chain[0]:
+        if not _is_joinable(desk, before):
             break
         chain.insert(0, before)
-    while True:
-        after = graph.sole_use(chain[-1].output)
-        if after is None or not after.is_op("Slice") or after.inputs[0] is not chain[-1].output:
-            break
-        if not _fits(desk, after):
+        source = before.inputs[0]
+    while (after := graph.sole_use(chain[-1].output)) is not None:
+        if not after.is_op("Slice") or not _is_joinable(desk, after):
             break
         chain.append(after)
-    return chain
+    return source, chain
 
 
-def _fits(desk: Desk, node: Node) -> bool:
-    """Return whether `node` does what a convolution can do, if it comes to that alone."""
-    if node.name in desk.left_alone or not node.is_op("Slice", "Pad", "Concat"):
+def _is_joinable(desk: Desk, node: Node) -> bool:
+    """Return whether `node` is to be touched and does what a convolution can do."""
+    if node.name in desk.left_alone or not node.is_op("Slice", "Pad"):
         return False
-    source = _data(desk, node)
-    if source is None:
-        return False
-    start = _untouched(desk, source)
+    start = _untouched(desk, node.inputs[0])
     return not isinstance(start, Refusal) and not isinstance(_after(desk, node, start), Refusal)
 
 
@@ -173,27 +175,19 @@ def _untouched(desk: Desk, source: Value) -> _Pick | Refusal:
     rank, count = desk.rank(source), desk.size(source, 1)
     if rank is None or rank < 3 or not count or not desk.is_float32(source):
         return Refusal(f"{source.name!r} is not known to be an image of so many channels; it runs in float")
-    return _Pick(np.arange(count), (1,) * (rank - 2))
+    return _Pick(count, np.arange(count), (1,) * (rank - 2))
 
 
 def _after(desk: Desk, node: Node, pick: _Pick) -> _Pick | Refusal:
-    """Return what is taken of the source behind `node`, before which it was `pick`."""
-    rank = len(pick.strides) + 2
+    """Return what is taken of the source behind the Slice or Pad `node`, before which it was `pick`."""
     if node.is_op("Slice"):
         return _sliced(desk, node, pick)
-    if node.is_op("Pad"):
-        pads = zero_pads(node, rank)
-        if pads is None or any(amount for place, amount in enumerate(pads) if place % rank != 1):
-            return Refusal("it does more than add channels of zeros, and runs in float")
-        return _Pick(_joined(pads[1], pick.channels, pads[rank + 1]), pick.strides)
-    counts = [_zero_channels(desk, value) for value in node.inputs]
-    place = counts.index(None)
-    ahead, behind = counts[:place], counts[place + 1 :]
-    return _Pick(_joined(sum(filter(None, ahead)), pick.channels, sum(filter(None, behind))), pick.strides)
-
-
-def _joined(ahead: int, channels: NDArray[np.int64], behind: int) -> NDArray[np.int64]:
-    return np.concatenate([np.full(ahead, _ZEROS), channels, np.full(behind, _ZEROS)])
+    rank = len(pick.strides) + 2
+    pads = zero_pads(node, rank)
+    if pads is None or any(amount for place, amount in enumerate(pads) if place % rank != 1):
+        return Refusal("it does more than add channels of zeros, and runs in float")
+    ahead, behind = (np.full(pads[place], _ZEROS) for place in (1, rank + 1))
+    return replace(pick, channels=np.concatenate([ahead, pick.channels, behind]))
 
 
 def _sliced(desk: Desk, node: Node, pick: _Pick) -> _Pick | Refusal:
@@ -213,7 +207,9 @@ def _sliced(desk: Desk, node: Node, pick: _Pick) -> _Pick | Refusal:
             return Refusal("it takes other positions than a convolution with a stride")
         if axis > 1:
             strides[axis - 2] *= step
-    return _Pick(channels, tuple(strides)) if channels.size else Refusal("it takes no channel")
+    if not channels.size:
+        return Refusal("it takes no channel")
+    return replace(pick, channels=channels, strides=tuple(strides))
 
 
 def _columns(node: Node) -> list[tuple[int, int, int, int]] | None:
@@ -234,42 +230,38 @@ def _whole_stride(start: int, end: int, step: int, size: int | None) -> bool:
 
 
 # --- the edit --------------------------------------------------------------------------------------------------------
-def _rewrite(desk: Desk, chain: list[Node]) -> Refusal | None:
-    """Make the last node of `chain` do what all of it does, in place; return why that is not possible."""
-    source = _data(desk, chain[0])
-    pick = Refusal("it reads nothing") if source is None else _untouched(desk, source)
-    count = 0 if isinstance(pick, Refusal) else pick.channels.size
+def _rewrite(desk: Desk, source: Value, chain: list[Node]) -> Refusal | None:
+    """Make the last node of `chain` do what all of it does to `source`, in place; return why that is not possible."""
+    pick = _untouched(desk, source)
     for node in chain:
         if isinstance(pick, Refusal):
-            return pick
+            break
         pick = _after(desk, node, pick)
-    if isinstance(pick, Refusal) or source is None:
-        return pick if isinstance(pick, Refusal) else None
-    kernel = _kernel(pick, count)
+    if isinstance(pick, Refusal):
+        return pick
+    kernel = _kernel(pick)
     graph, last = desk.model.graph, chain[-1]
-    spared = {*dead_nodes(graph), *(n for n in graph.nodes if n.name in desk.left_alone)}
     graph.set_input(last, 0, source)
     graph.drop_trailing_inputs(last, 1)
     graph.set_input(last, 1, graph.add_constant(f"{last.name}.weight", kernel))
-    was = " and ".join(dict.fromkeys(node.op for node in chain))
     last.op, last.attrs = "Conv", {"kernel_shape": [1] * len(pick.strides), "strides": list(pick.strides)}
+    graph.remove_nodes(chain[:-1])
     for node in chain[:-1]:
         desk.model.rename_node(node.name, last.name)
-    # What computed zeros goes as well, but nothing that was dead before.
-    gone = remove_dead_nodes(desk.model, keep=spared)
+    added = int((pick.channels == _ZEROS).sum())
     desk.log.change(
         last.name,
-        f"{was} became a 1x1 convolution with stride {'x'.join(map(str, pick.strides))} that copies "
-        f"{int((pick.channels >= 0).sum())} channels and adds {int((pick.channels < 0).sum())} of zeros",
+        f"became a 1x1 convolution with stride {'x'.join(map(str, pick.strides))} that copies "
+        f"{pick.channels.size - added} channels and adds {added} of zeros",
+        joined=[node.name for node in chain[:-1]],
         parameters=int(kernel.size),
-        removed=gone,
     )
     return None
 
 
-def _kernel(pick: _Pick, count: int) -> Array:
-    """Return the weight `[channels, count, 1, ...]` that takes `pick` of `count` channels."""
-    kernel = np.zeros((pick.channels.size, count), np.float32)
+def _kernel(pick: _Pick) -> Array:
+    """Return the weight `[channels made, channels read, 1, ...]` that does `pick`."""
+    kernel = np.zeros((pick.channels.size, pick.count), np.float32)
     taken = np.flatnonzero(pick.channels != _ZEROS)
     kernel[taken, pick.channels[taken]] = 1
     return kernel.reshape(*kernel.shape, *[1] * len(pick.strides))
