@@ -196,7 +196,7 @@ def _means(desk: Desk) -> None:
     for node in list(desk.model.graph.nodes):
         if node.name in desk.left_alone or not node.inputs or not desk.is_float32(node.inputs[0]):
             continue
-        if node.is_op("ReduceMean") and _is_over_space(desk, node):
+        if node.is_op("ReduceMean") and _is_over_space(desk, node) and not _normalizes(desk, node):
             _mean_to_pool(desk, node)
         elif node.is_op("AveragePool") and _is_over_whole_map(desk, node):
             node.op, node.attrs = "GlobalAveragePool", {}
@@ -210,6 +210,20 @@ def _is_over_space(desk: Desk, node: Node) -> bool:
     if rank is None or rank < 3 or axes is None:
         return False
     return sorted(int(axis) % rank for axis in axes) == list(range(2, rank))
+
+
+def _normalizes(desk: Desk, node: Node) -> bool:
+    """Return whether a mean is subtracted from what it is of, or is one of squares.
+
+    Both are parts of a normalization written out, which runtimes recognise as a whole, and only as it was exported.
+    """
+    source = node.inputs[0]
+    maker = source.producer
+    if maker is not None and (
+        maker.is_op("Pow") or (maker.is_op("Mul") and maker.input(0) is maker.input(1))
+    ):
+        return True
+    return any(n.is_op("Sub") and n.input(0) is source for n, _ in desk.model.graph.uses(node.output))
 
 
 def _mean_to_pool(desk: Desk, node: Node) -> None:
