@@ -16,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnxcomp.ir.graph import Array, is_default_domain
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import TYPED_BY_INPUT
-from onnxcomp.ir.proto import to_proto
+from onnxcomp.ir.proto import stored, to_proto
 from onnxcomp.ir.scopes import subgraphs
 from onnxcomp.ir.tensors import is_external, numpy_dtype, read_tensor
 
@@ -67,7 +67,8 @@ class SkimNode:
 
 def skim(model: Model) -> list[SkimNode]:
     """Return the nodes of `model` in order, those of subgraphs before the node that holds them."""
-    return _Reader(to_proto(model, skeleton=True)).nodes
+    # A skeleton declares large constants as inputs.
+    return _Reader(to_proto(model, skeleton=True), frozenset(c.name for c in stored(model.graph))).nodes
 
 
 def skim_bytes(data: bytes) -> list[SkimNode]:
@@ -79,7 +80,8 @@ def skim_bytes(data: bytes) -> list[SkimNode]:
 
 
 class _Reader:
-    def __init__(self, proto: ModelProto) -> None:
+    def __init__(self, proto: ModelProto, constants: frozenset[str] = frozenset()) -> None:
+        self._constants = constants
         self.nodes: list[SkimNode] = []
         self._opsets = {o.domain: o.version for o in proto.opset_import}
         for value in self._read(proto.graph, {}):
@@ -89,7 +91,7 @@ class _Reader:
         """Read `graph`, in which the values of `outer` are seen, too, and return its outputs."""
         scope = dict(outer)
         for info in graph.input:
-            scope[info.name] = SkimValue(info.name, _declared(info))
+            scope[info.name] = SkimValue(info.name, _declared(info), stored=info.name in self._constants)
         for tensor in graph.initializer:
             scope[tensor.name] = _stored(tensor, tensor.name)
         for sparse in graph.sparse_initializer:
@@ -150,21 +152,21 @@ class _Reader:
         except onnx.defs.SchemaError:
             return next((value.dtype for value in node.inputs if value is not None), None)
         formal = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
-        if "(" in formal:
-            return _NAMED_TYPES.get(formal)
-        places = enumerate(schema.inputs)
-        same = [p for p, parameter in places if parameter.type_str == formal]
-        found = (value for p in same if (value := node.input(p)) is not None)
-        return next((value.dtype for value in found), None)
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}.get(
+            formal, [formal]
+        )
+        if len(allowed) == 1:
+            return _NAMED_TYPES.get(allowed[0])
+        # The last parameter may stand for all further inputs.
+        places = [min(place, len(schema.inputs) - 1) for place in range(len(node.inputs))]
+        same = [v for v, p in zip(node.inputs, places, strict=True) if schema.inputs[p].type_str == formal]
+        return next((v.dtype for v in same if v is not None), None)
 
 
 _NAMED_TYPES = {
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(uint8)": np.dtype(np.uint8),
+    f"tensor({name.lower()})": numpy_dtype(number) for name, number in TensorProto.DataType.items() if number
 }
+"""Types as schemas write them."""
 
 
 def _declared(info: ValueInfoProto) -> np.dtype[Any] | None:

@@ -137,7 +137,7 @@ class _Sorter:
             if group.integer:
                 fused.append(_entry(group))
                 continue
-            meant = _was_meant(group)
+            meant = self._was_meant(group)
             reason = why_unfused(group.origin) if meant and group.origin is not None else ""
             entry = _entry(group, reason)
             (unfused if meant else floats).append(entry)
@@ -196,6 +196,31 @@ class _Sorter:
             if found is not None:
                 return found
         return None
+
+    def _was_meant(self, group: _Group) -> bool:
+        """Return whether the float `group` was meant to run on integers."""
+        makers = [self._maker(value) for value in group.reads()]
+        sources = [node for node in makers if node is not None and node.op == "DequantizeLinear"]
+        if any(value.stored for node in sources if (value := node.input(0)) is not None):
+            return True
+        made = [value for node in group.nodes for value in node.outputs]
+        return bool(sources) and any(_quantizes(r) for value in made for r in self._readers(value))
+
+    def _maker(self, value: SkimValue) -> SkimNode | None:
+        """Return the node that makes `value`, before any change of layout."""
+        node = value.producer
+        while node is not None and self._is_layout(node):
+            before = node.input(0)
+            node = before.producer if before is not None else None
+        return node
+
+    def _readers(self, value: SkimValue) -> Iterable[SkimNode]:
+        """Yield the nodes that read `value`, behind any change of layout."""
+        for node in value.readers:
+            if self._is_layout(node):
+                yield from self._readers(node.outputs[0])
+            else:
+                yield node
 
     def _between(self) -> set[SkimNode]:
         """Return the nodes that have integer nodes both among what they hang on and among what hangs on them."""
@@ -292,13 +317,3 @@ def _on_floats(node: SkimNode) -> bool:
     if not _computes(node):
         return False
     return any(v is not None and is_float(v.dtype) for v in [*node.inputs, *node.outputs])
-
-
-def _was_meant(group: _Group) -> bool:
-    """Return whether the float `group` was meant to run on integers."""
-    sources = [
-        v.producer for v in group.reads() if v.producer is not None and v.producer.op == "DequantizeLinear"
-    ]
-    weights = [n for n in sources if (value := n.input(0)) is not None and value.stored]
-    made = [v for node in group.nodes for v in node.outputs]
-    return bool(weights) or (bool(sources) and any(_quantizes(r) for v in made for r in v.readers))

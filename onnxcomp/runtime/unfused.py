@@ -50,7 +50,7 @@ def _objection_before(node: SkimNode, before: list[SkimNode | None]) -> str:
     floats = [v for v in node.inputs if v is not None and is_float(v.dtype)]
     for value, dequantizer in zip(floats, before, strict=False):
         if dequantizer is None:
-            what = "weight" if value.stored else "input"
+            what = "constant" if value.stored else "input"
             return f"its {what} {value.name} is not quantized"
     types = [t for d in before if d is not None and (t := _type(d)) is not None]
     if any(t.itemsize == 2 for t in types):

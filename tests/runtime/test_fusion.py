@@ -166,6 +166,27 @@ def test_weights_alone_do_not_make_a_convolution_run_on_integers() -> None:
     assert (node.name, node.reason) == ("it", "its input x is not quantized")
 
 
+def test_a_change_of_layout_between_does_not_hide_what_was_meant() -> None:
+    graph = Quantized()
+    wide = graph.pair(graph.conv("first", graph.pair("x"), 32))
+    pool = graph.node("MaxPool", "it", wide, kernel_shape=[2, 2], strides=[2, 2])
+    found = fusion_of(graph.model(graph.pair(pool, 0.03)))
+    assert names(found.fused) == ["first"]
+    (node,) = found.unfused
+    assert (node.name, "MaxPool" in node.kernel) == ("it", True)
+    assert "needs the same on both sides" in node.reason
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"), [("MatMul", (16, 64)), ("Add", (1, 8, 16, 16)), ("Mul", (1, 8, 1, 1))]
+)
+def test_a_constant_that_is_not_quantized_is_named(op: str, shape: tuple[int, ...]) -> None:
+    graph = Quantized()
+    value = graph.node(op, "it", graph.pair("x"), graph.store("w", np.ones(shape, np.float32)))
+    (node,) = fusion_of(graph.model(graph.pair(value))).unfused
+    assert (node.name, node.reason) == ("it", "its constant w is not quantized")
+
+
 def test_16_bit_activations_are_told_and_what_moves_them_runs_all_the_same() -> None:
     graph = Quantized()
     value = graph.pair("x", 0.001, 100, UINT16)
@@ -221,6 +242,14 @@ def test_a_float_model_has_float_nodes_only() -> None:
     found = fusion_of(parse_model(text))
     assert (found.fused, found.unfused, found.islands, found.quantize, found.dequantize) == ((), (), (), 0, 0)
     assert [(n.name, n.op) for n in found.floats] == [("h", "Conv")]
+
+
+def test_dynamic_quantization_runs_on_integers() -> None:
+    body = "q, s, z = DynamicQuantizeLinear(x)  [it] i = MatMulInteger(q, w, z)  f = Cast<to=1>(i)  y = Mul(f, s)"
+    text = net("(float[2,2] x) => (float[2,2] y)", "int8[2,2] w = {1,2,3,4}", body)
+    found = fusion_of(parse_model(text))
+    assert [n.op for n in found.fused] == ["MatMulInteger"]
+    assert (found.unfused, found.islands) == ((), ())
 
 
 def test_sizes_and_indices_are_no_float_nodes() -> None:
