@@ -59,7 +59,7 @@ class Case:
 
 _RESNET20, _RESNET56 = "cifar10_resnet20_bn", "cifar10_resnet56_bn"
 _LITE0, _VGG9 = "efficientnet_lite0_bn", "cifar10_vgg9_bn"
-_PER_TENSOR = {"weights": "per-tensor"}
+_PER_TENSOR = {"granularity": "per-tensor"}
 
 CASES = (
     Case("resnet20", _RESNET20, agreement=99.4, sqnr_db=31.2, latency=0.60, bytes=308_000),

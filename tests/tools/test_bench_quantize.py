@@ -142,9 +142,9 @@ def test_a_row_without_data_has_no_peers_and_no_samples(runs: list[list[str]], t
 
 def test_given_options_win_over_those_of_the_row() -> None:
     assert pipeline(MLP, Setting(Path())).endswith("remove-dead,insert-qdq")
-    case = replace(MLP, options={"weights": "per-tensor", "rounding": "gptq"})
+    case = replace(MLP, options={"granularity": "per-tensor", "rounding": "gptq"})
     given = Setting(Path(), options={"rounding": "nearest"})
-    assert pipeline(case, given).endswith("insert-qdq{weights=per-tensor rounding=nearest}")
+    assert pipeline(case, given).endswith("insert-qdq{granularity=per-tensor rounding=nearest}")
 
 
 def test_the_rows_ask_for_what_is_to_be_reached() -> None:
