@@ -39,7 +39,8 @@ def integer_forms(
     - `clips`: a Relu or Clip that changes nothing, because of what stands before or behind it, goes.
     - `shortcuts`: Slices over space and Pads or Concats that add channels of zeros become a strided 1x1 convolution.
     - `pads`: a Pad of zeros over space becomes padding of the convolutions and poolings that read it.
-    - `means`: ReduceMean over space and AveragePool over the whole map become GlobalAveragePool.
+    - `means`: ReduceMean over space and AveragePool over the whole map become GlobalAveragePool, but no part
+      of a normalization, which is known as a whole.
     - `products`: MatMul of matrices and the Add of a constant bias become Gemm.
 
     `shapes` are those of the values for one feed; they tell the number of axes where inference cannot. Nodes named in
