@@ -20,6 +20,7 @@ from onnxcomp.ir.edits import remove_dead_nodes
 from onnxcomp.ir.graph import Array, Node, Value
 from onnxcomp.ir.liveness import dead_nodes
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import CHANNELS_FIRST, KEEPS_AXES
 
 __all__ = ["Desk", "shortcut_forms"]
 
@@ -96,7 +97,7 @@ def _concat_to_pad(desk: Desk, node: Node) -> None:
         return
     place = counts.index(None)
     source = node.inputs[place]
-    if isinstance(_untouched(desk, source), Refusal):
+    if isinstance(_untouched(desk, source), Refusal) or not _has_channels(desk, source):
         return
     ahead, behind = (sum(filter(None, side)) for side in (counts[:place], counts[place + 1 :]))
     amounts = np.zeros(2 * rank, np.int64)
@@ -135,11 +136,34 @@ def _adds_channels(desk: Desk, node: Node) -> bool:
     rank, amounts = desk.rank(node.inputs[0]), node.constant(1)
     if rank is None or rank < 3 or amounts is None or not desk.is_float32(node.inputs[0]):
         return False
+    if not _has_channels(desk, node.inputs[0]):
+        return False
     pads = zero_pads(node, rank)
     if pads is not None:
         return bool(pads[1] or pads[rank + 1])
     if node.input(3) is None and amounts.size == 2 * rank and (amounts[1] > 0 or amounts[rank + 1] > 0):
         desk.log.skip(node.name, "it fills new channels with something other than zeros, and runs in float")
+    return False
+
+
+def _has_channels(desk: Desk, value: Value) -> bool:
+    """Return whether axis 1 of `value` holds channels: of a graph input of four axes, or of what a convolution made.
+
+    To add positions to a sequence of vectors by a dense product would be a waste.
+    """
+    waiting, seen = [value], set[Value]()
+    while waiting:
+        current = waiting.pop()
+        node = current.producer
+        if node is None and desk.rank(current) == 4 and any(v is current for v in desk.model.graph.inputs):
+            return True
+        if node is None or current in seen or not node.standard:
+            continue
+        if node.op in CHANNELS_FIRST:
+            return True
+        seen.add(current)
+        if node.op in KEEPS_AXES:
+            waiting.extend(node.inputs)
     return False
 
 

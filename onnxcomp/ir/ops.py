@@ -6,11 +6,13 @@ __all__ = [
     "ABSORBED",
     "ACTIVATIONS",
     "CAN_PAD",
+    "CHANNELS_FIRST",
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
     "FUSED_ACTIVATIONS",
     "INTEGER_KERNELS",
+    "KEEPS_AXES",
     "KEEPS_SCALE",
     "KEEPS_SHAPE",
     "KEEPS_SIGN",
@@ -81,6 +83,9 @@ POOLING = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"}
 )
 """Operators on `[N, C, ...]` that compute each channel from that channel alone."""
+
+CHANNELS_FIRST = POOLING | {"BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization"}
+"""Operators whose result has its channels along axis 1, by what they are."""
 
 CAN_PAD = frozenset({"AveragePool", "Conv", "MaxPool"})
 """Operators that can do the padding of what they read themselves, by their attribute `pads`."""
@@ -198,6 +203,9 @@ KEEPS_SHAPE = frozenset(
 
 KEEPS_SOFT = UNARY | ELEMENTWISE | RESHAPING | {"Slice", "Transpose"}
 """Operators whose result can be cut wherever others have channels if the same is true of what they read."""
+
+KEEPS_AXES = UNARY | ACTIVATIONS | ELEMENTWISE | {"Concat", "Dropout", "Pad", "Slice"}
+"""Operators whose result has its axes where those of what they read are."""
 
 SCALE_OR_SHIFT = frozenset({"Add", "Div", "Mul", "Sub"})
 """Arithmetic that scales or shifts one input where the other is a constant."""

@@ -152,21 +152,25 @@ def test_sizes_of_space_may_be_unknown_where_a_slice_runs_to_the_end() -> None:
     becomes(net(signature, f"{short}, {CHANNELS}", f"{SLICE}  y = Pad(h, p)"), "Slice", "Conv")
 
 
-def test_sequences_and_volumes_are_images_too() -> None:
-    row = bounds((0, FAR, 2, 3))
-    becomes(
-        net(
-            "(float[N,3,7] x) => (float[a,b,c] y)",
-            f"{row}, {pads(0, 2, 0, 0, 0, 0)}",
-            f"{SLICE}  y = Pad(h, p)",
-        ),
-        "Conv",
-    )
-    volume = "(float[N,2,3,4,5] x) => (float[a,b,c,d,e] y)"
-    becomes(
-        net(volume, f"{row}, {pads(0, 0, 0, 0, 0, 0, 2, 0, 0, 0)}", f"{SLICE}  y = Pad(h, p)"),
-        "Conv",
-    )
+@pytest.mark.parametrize(
+    ("sizes", "amounts"), [("3,7", (0, 2, 0, 0, 0, 0)), ("2,3,4,5", (0, 0, 0, 0, 0, 0, 2, 0, 0, 0))]
+)
+def test_sequences_and_volumes_of_channels_are_images_too(sizes: str, amounts: tuple[int, ...]) -> None:
+    rank = len(amounts) // 2
+    signature = f"(float[N,{sizes}] x) => (float[{','.join('abcde'[:rank])}] y)"
+    weights = f"{bounds((0, FAR, 2, rank - 1))}, {pads(*amounts)}"
+    pooled = f"m = MaxPool<kernel_shape=[{','.join('1' * (rank - 2))}]>(x)  r = Relu(m)"
+    body = f"{pooled}  h = Slice(r, b, e, a, s)  y = Pad(h, p)"
+    becomes(net(signature, weights, body), "MaxPool", "Relu", "Conv")
+
+
+def test_positions_that_are_added_to_a_sequence_of_vectors_stay() -> None:
+    sequence = "(float[N,5,8] x) => (float[a,b,c] y)"
+    stays(net(sequence, pads(0, 1, 0, 0, 1, 0), "r = Relu(x)  y = Pad(r, p)"))
+    stays(net(sequence, "float z = {0}", "r = Mul(x, z)  y = Concat<axis=1>(x, r)"))
+    image = "(float[N,6,5,3] x) => (float[a,b,c,d] y)"
+    body = "t = Transpose<perm=[0,2,3,1]>(x)  r = Relu(t)  y = Pad(r, p)"
+    stays(net(image, pads(0, 1, 0, 0, 0, 1, 0, 0), body))
 
 
 def test_a_pad_behind_a_pooling_becomes_a_convolution_and_the_pooling_stays() -> None:
