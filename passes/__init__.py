@@ -7,6 +7,7 @@ __all__ = ["BUILTIN"]
 BUILTIN: dict[str, str] = {
     "fold-batchnorm": "onnxcomp.passes.fold_batchnorm:FoldBatchnorm",
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
+    "insert-qdq": "onnxcomp.passes.insert_qdq:InsertQdq",
     "prune-filters": "onnxcomp.passes.prune_filters:PruneFilters",
     "remove-dead": "onnxcomp.passes.remove_dead:RemoveDead",
 }

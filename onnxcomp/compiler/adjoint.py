@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from onnxcomp.compiler.derivatives import RULES
 from onnxcomp.compiler.tape import PREFIX, Tape
-from onnxcomp.ir.graph import Graph, Node, Value
+from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
 
-__all__ = ["PREFIX", "Adjoint", "adjoint"]
+__all__ = ["PREFIX", "Adjoint", "Backward", "adjoint", "backward"]
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,6 +64,50 @@ def adjoint(model: Model, source: str, sites: Sequence[str], shapes: Shapes) -> 
     tape.output(found, f"{PREFIX}gradient")
     _sweep(model.graph)
     return Adjoint(model, tuple(reached), tuple(stopped))
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A graph that gives inner values and the derivatives of a direction of the outputs by them.
+
+    Attributes:
+        model: takes the inputs of the original and, for output number k, the direction `seed.k` with the output's shape;
+            gives `value.i` and `grad.i` for value number i. All these names begin with `PREFIX`.
+        values: names of the values that the outputs depend on in a way that is known, in order.
+        stopped: names of nodes without a rule, which let no derivative through.
+    """
+
+    model: Model
+    values: tuple[str, ...]
+    stopped: tuple[str, ...]
+
+
+def backward(model: Model, wanted: Sequence[str], outputs: Sequence[str], shapes: Shapes) -> Backward:
+    """Return the graph of derivatives of `outputs` by the values `wanted`; `model` is not edited.
+
+    `shapes` are those of all values for one sample; the number of samples stays free.
+    """
+    model = model.clone()
+    forward = list(model.graph.nodes)
+    tape = Tape(model, model.graph.inputs[0].name, shapes)
+    tape.alive.update(model.graph.inputs)
+    for node in forward:
+        if any(v in tape.alive for v in node.inputs):
+            tape.alive.update(v for v in node.outputs if v.name)
+    values = model.graph.values()
+    model.graph.outputs.clear()
+    for number, name in enumerate(outputs):
+        sizes = (None,) * len(shapes[name])
+        seed = Variable(f"{PREFIX}seed.{number}", np.dtype(np.float32), sizes)
+        model.graph.inputs.append(seed)
+        tape.give(values[name], seed)
+    stopped = [node.name for node in reversed(forward) if not _reverse(tape, node)]
+    reached = [name for name in wanted if values.get(name) in tape.grads]
+    for number, name in enumerate(reached):
+        tape.output(values[name], f"{PREFIX}value.{number}")
+        tape.output(tape.grads[values[name]], f"{PREFIX}grad.{number}")
+    _sweep(model.graph)
+    return Backward(model, tuple(reached), tuple(stopped))
 
 
 def _watch(tape: Tape, number: int, value: Value) -> None:

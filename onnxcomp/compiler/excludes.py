@@ -11,11 +11,16 @@ from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 
-__all__ = ["check_pattern", "excluded_nodes"]
+__all__ = ["check_pattern", "excluded_nodes", "matching_nodes"]
 
 
 def excluded_nodes(model: Model, patterns: Iterable[str]) -> frozenset[str]:
-    """Return the names of the nodes of `model` that any of `patterns` matches.
+    """Return the names of the nodes of `model` that the user excludes; see `matching_nodes`."""
+    return matching_nodes(model, patterns, "--exclude")
+
+
+def matching_nodes(model: Model, patterns: Iterable[str], option: str) -> frozenset[str]:
+    """Return the names of the nodes of `model` that any of `patterns` matches; `option` names the option that held them.
 
     A pattern is a node's name as it is, a glob over whole names (`*`, `?`, `[abc]`), `re:` and a regular expression
     searched in names, or `op:` and an operator (`op:Softmax`, `op:com.microsoft.Gelu`). A node without a name in the
@@ -26,10 +31,10 @@ def excluded_nodes(model: Model, patterns: Iterable[str]) -> frozenset[str]:
     """
     found: set[str] = set()
     for pattern in patterns:
-        matches = _matcher(pattern)
+        matches = _matcher(pattern, option)
         names = {node.name for node in model.graph.nodes if matches(node)}
         if not names:
-            raise UsageError(f"--exclude '{pattern}' matches no node{_nearest(model, pattern)}")
+            raise UsageError(f"{option} '{pattern}' matches no node{_nearest(model, pattern)}")
         found |= names
     return frozenset(found)
 
@@ -39,11 +44,11 @@ def check_pattern(pattern: str) -> None:
     _matcher(pattern)
 
 
-def _matcher(pattern: str) -> Callable[[Node], bool]:
+def _matcher(pattern: str, option: str = "--exclude") -> Callable[[Node], bool]:
     kind, colon, rest = pattern.partition(":")
     if not pattern or (colon and kind in ("re", "op") and not rest):
         raise UsageError(
-            f"--exclude '{pattern}' is empty; give a node's name, a glob, re:EXPRESSION or op:OPERATOR"
+            f"{option} '{pattern}' is empty; give a node's name, a glob, re:EXPRESSION or op:OPERATOR"
         )
     if kind == "op" and colon:
         return lambda node: rest in (node.op, f"{node.domain}.{node.op}")
@@ -51,7 +56,7 @@ def _matcher(pattern: str) -> Callable[[Node], bool]:
         try:
             expression = re.compile(rest)
         except re.error as problem:
-            raise UsageError(f"--exclude '{pattern}' is no regular expression: {problem}") from problem
+            raise UsageError(f"{option} '{pattern}' is no regular expression: {problem}") from problem
         return lambda node: expression.search(node.name) is not None
     # Names such as `conv[1]` are common, and as globs would match something else.
     return lambda node: node.name == pattern or fnmatchcase(node.name, pattern)

@@ -18,7 +18,16 @@ from onnxcomp.numerics.moments import Moments, Part, Target
 from onnxcomp.runtime.capture import batch_size, stream_values
 from onnxcomp.runtime.overlap import in_order, workers
 
-__all__ = ["Columns", "Gathered", "Sampled", "collect_moments", "forgiven", "sample", "sample_positions"]
+__all__ = [
+    "POSITIONS",
+    "Columns",
+    "Gathered",
+    "Sampled",
+    "collect_moments",
+    "forgiven",
+    "sample",
+    "sample_positions",
+]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -32,6 +41,12 @@ weights lean on what they were. Cross-validated strengths on ResNet-20 followed 
 POSITIONS = 256
 """Output positions taken of each sample: neighbours say nearly the same, and statistics cost by the position."""
 
+TOGETHER = 1024
+"""Columns of several batches that are multiplied together."""
+
+TOGETHER_BYTES = 32 * 2**20
+"""Values of several batches that are held for that at most."""
+
 KEPT_BYTES = 64 * 2**20
 """Columns kept between passes over the samples; those of further batches are gathered anew at each."""
 
@@ -40,13 +55,14 @@ KEPT_BYTES = 64 * 2**20
 class Sampled:
     """Values of one batch from the original and from the compressed network, and the output positions to look at.
 
-    `independent` is about how many independent samples the batch is worth at a node.
+    `independent` is about how many independent samples the batch is worth at a node, `columns` how many columns it makes.
     """
 
     was: Values
     now: Values
     positions: Rows | None
     independent: float
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -71,13 +87,33 @@ def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS
 
 
 def sample(
-    values: Iterable[tuple[Values, Values]], node: LinearNode, rng: np.random.Generator
+    values: Iterable[tuple[Values, Values]],
+    node: LinearNode,
+    rng: np.random.Generator,
+    most: int = POSITIONS,
 ) -> Iterator[Sampled]:
-    """Yield the batches `values` with positions of `node` drawn in their order."""
+    """Yield the batches `values` with at most `most` positions of `node` a sample, drawn in their order."""
     for was, now in values:
         x = now[node.input]
         total = node.positions(x)
-        yield Sampled(was, now, sample_positions(total, rng), len(x) * max(1.0, total / NEIGHBOURS))
+        positions = sample_positions(total, rng, most)
+        columns = len(x) * (total if positions is None else len(positions))
+        yield Sampled(was, now, positions, len(x) * max(1.0, total / NEIGHBOURS), columns)
+
+
+def _together(batches: Iterable[Sampled]) -> Iterator[list[Sampled]]:
+    """Yield lists of consecutive batches that make a fair number of columns: a product of few costs as much as one of many."""
+    held: list[Sampled] = []
+    columns = size = 0
+    for batch in batches:
+        held.append(batch)
+        columns += batch.columns
+        size += sum(array.nbytes for values in (batch.was, batch.now) for array in values.values())
+        if columns >= TOGETHER or size > TOGETHER_BYTES:
+            yield held
+            held, columns, size = [], 0, 0
+    if held:
+        yield held
 
 
 class Gathered:
@@ -98,19 +134,21 @@ class Gathered:
     def first(self, batches: Iterable[Sampled]) -> tuple[Moments, float]:
         """Return the moments over all batches, and how many independent samples they are worth."""
 
-        def work(batch: Sampled) -> tuple[Columns, Part, float, Rows | None]:
-            columns = self._columns(batch)
-            return columns, Part.of(columns.x, columns.y), batch.independent, batch.positions
+        def work(some: Sequence[Sampled]) -> tuple[list[Columns], Part, Sequence[Sampled]]:
+            columns = [self._columns(batch) for batch in some]
+            x, y = (np.concatenate(parts, 2) for parts in zip(*((c.x, c.y) for c in columns), strict=True))
+            return columns, Part.of(x, y), some
 
         moments, independent = Moments(), 0.0
-        for columns, part, worth, positions in in_order(work, batches, self._workers):
+        for columns, part, some in in_order(work, _together(batches), self._workers):
             moments.merge(part)
-            independent += worth
-            self._room -= columns.nbytes
-            if self._room > 0:
-                self._kept.append(columns)
-            else:
-                self._positions.append(positions)
+            for gathered, batch in zip(columns, some, strict=True):
+                independent += batch.independent
+                self._room -= gathered.nbytes
+                if self._room > 0:
+                    self._kept.append(gathered)
+                else:
+                    self._positions.append(batch.positions)
         return moments, independent
 
     def retargeted(
@@ -124,7 +162,7 @@ class Gathered:
             return again.target_of(columns.x, target(columns))
 
         unkept = (
-            Sampled(was, now, positions, 0.0)
+            Sampled(was, now, positions, 0.0, 0)
             for (was, now), positions in zip(rest, self._positions, strict=True)
         )
         batches: Iterator[Columns | Sampled] = chain(self._kept, unkept)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.gathering import (
+    POSITIONS,
     Columns,
     Gathered,
     Sampled,
@@ -30,10 +31,11 @@ from onnxcomp.compiler.gathering import (
 from onnxcomp.compiler.joint import Batch, Pair, Weights, refine
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.visiting import visiting_order
-from onnxcomp.ir.graph import Constant, Node, Value
+from onnxcomp.ir.graph import Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size
+from onnxcomp.runtime.data import Samples
 
 __all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "too_wide", "walk"]
 
@@ -111,6 +113,7 @@ def walk(
     joint: int = 0,
     rounds: int = ROUNDS,
     anew: bool = True,
+    positions: int = POSITIONS,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
@@ -118,7 +121,7 @@ def walk(
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
     progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
     has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
-    has been refined before is refined further from the weights it has.
+    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at most.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -131,12 +134,7 @@ def walk(
     )
     errors = []
     with Spool() as first, Spool() as second:
-        count = 0
-        for feed in samples.batches(size):
-            for name, array in feed.items():
-                first.write(name, array)
-                second.write(name, array)
-            count += 1
+        count = _feed(samples, size, (first, second))
         old, new = (
             Frontier(net, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
             for net, spool in ((original, first), (compressed, second))
@@ -151,7 +149,8 @@ def walk(
             node = linear_node(nodes[site.name])
             assert node is not None, site.name
             unvisited = {later.name for later in sites[step:]}
-            stop = _Stop(site, node, _other_branch(node.node, original, new, unvisited, shapes), context.seed)
+            other = _other_branch(node.node, original, new, unvisited, shapes)
+            stop = _Stop(site, node, before[site.name].output.name, other, context.seed, positions)
             link = pairs.get(site.name)
             # What a refinement will change again need not be sharpened first.
             again = not anew and (link is not None or site.name in producers)
@@ -171,18 +170,35 @@ def walk(
     return errors
 
 
+def _feed(samples: Samples, size: int, spools: Sequence[Spool]) -> int:
+    """Write all samples to each of `spools` in batches of `size`; return how many batches there are."""
+    count = 0
+    for feed in samples.batches(size):
+        for name, array in feed.items():
+            for spool in spools:
+                spool.write(name, array)
+        count += 1
+    return count
+
+
 def _leave(visit: Visit) -> None:
     """Leave the weights as they are; the walk has gathered the moments all the same."""
 
 
 @dataclass(frozen=True)
 class _Stop:
-    """One stop of the walk: how to get the columns of input, wanted output and what is added to it, batch by batch."""
+    """One stop of the walk: how to get the columns of input, wanted output and what is added to it, batch by batch.
+
+    `wanted` is the output's name in the original network: in the other one a pair of QuantizeLinear and DequantizeLinear
+    behind the node bears it.
+    """
 
     site: Site
     node: LinearNode
+    wanted: str
     other: str | None
     seed: int
+    positions: int
 
     def columns(self, sampled: Sampled) -> Columns:
         """Return the columns of one batch, from the values of both networks."""
@@ -194,7 +210,7 @@ class _Stop:
 
     def target(self, was: Mapping[str, Array], now: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """Return the wanted output, corrected, and what is added to it afterwards, in float32 whatever the model's type."""
-        target = _float32(self.node.pick_out(was[self.node.output], self.site.rows))
+        target = _float32(self.node.pick_out(was[self.wanted], self.site.rows))
         if not self.other:
             return target, None
         added = _float32(now[self.other])
@@ -232,7 +248,7 @@ def _refine_pair(
 
     def batches(every: int) -> Iterator[Batch]:
         for was, now in zip(
-            old.again([node.output, *extra], 0, every),
+            old.again([stop.wanted, *extra], 0, every),
             new.again([link.producer.input, *extra], 0, every),
             strict=True,
         ):
@@ -262,11 +278,12 @@ def _solve_at(
 ) -> tuple[Moments, Solution | None]:
     """Advance both frontiers to `stop`, solve, and sharpen the solution where an activation follows."""
     node = stop.node
-    wanted_old = [node.output, *([stop.other] if stop.other else [])]
+    wanted_old = [stop.wanted, *([stop.other] if stop.other else [])]
     wanted_new = [node.input, *([stop.other] if stop.other else [])]
     bounds = _activation_bounds(node.node, new.model, stop.other) if node.has_bias and rounds else None
     seen = Gathered(stop.columns, threads, keep=bounds is not None)
-    sampled = sample(zip(old.advance(wanted_old), new.advance(wanted_new), strict=True), node, stop.rng())
+    values = zip(old.advance(wanted_old), new.advance(wanted_new), strict=True)
+    sampled = sample(values, node, stop.rng(), stop.positions)
     moments, independent = seen.first(sampled)
     solution = solve(Visit(stop.site, node, moments, independent))
     if bounds is None:
@@ -287,9 +304,9 @@ def _forgiven(columns: Columns, solution: Solution, bounds: tuple[float, float])
 
 def _activation_bounds(node: Node, model: Model, other: str | None) -> tuple[float, float] | None:
     """Return the bounds of the Relu or Clip that alone reads `node`'s output (after its residual addition), or None."""
-    reader = model.graph.sole_use(node.output)
+    reader = _reader(model, node.output)
     if reader is not None and reader.is_op("Add") and other:
-        reader = model.graph.sole_use(reader.output)
+        reader = _reader(model, reader.output)
     if reader is None:
         return None
     if reader.is_op("Relu"):
@@ -301,6 +318,22 @@ def _activation_bounds(node: Node, model: Model, other: str | None) -> tuple[flo
         # Bounds are scalars by the standard, and arrays of one element in files that runtimes accept all the same.
         return (-np.inf if low is None else low.item()), (np.inf if high is None else high.item())
     return None
+
+
+def _reader(model: Model, value: Variable) -> Node | None:
+    """Return the only reader of `value`, looking through a pair of QuantizeLinear and DequantizeLinear."""
+    return model.graph.sole_use(_past_pair(model, value))
+
+
+def _past_pair(model: Model, value: Variable) -> Variable:
+    """Return what a pair of QuantizeLinear and DequantizeLinear makes of `value`, or `value` where there is none."""
+    graph = model.graph
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        reader = graph.sole_use(value)
+        if reader is None or not reader.is_op(op) or reader.inputs[0] is not value:
+            return value
+        value = reader.output
+    return value
 
 
 def too_wide(node: LinearNode) -> str | None:
@@ -362,13 +395,14 @@ def _other_branch(
 
     A value of another shape, which the addition would broadcast, is no branch of a residual block and is left alone.
     """
-    adder = new.model.graph.sole_use(node.output)
+    adder = _reader(new.model, node.output)
     if adder is None or not adder.is_op("Add"):
         return None
-    others: list[Value] = [v for v in adder.inputs if v is not node.output]
+    mine = _past_pair(new.model, node.output)
+    others: list[Value] = [v for v in adder.inputs if v is not mine]
     if len(others) != 1 or isinstance(others[0], Constant) or others[0].name not in original.graph.values():
         return None
     other = others[0].name
-    if shapes.get(other) is None or shapes.get(other) != shapes.get(node.output.name):
+    if shapes.get(other) is None or shapes.get(other) != shapes.get(mine.name):
         return None
     return None if any(n.name in unvisited for n in new.pending([other])) else other

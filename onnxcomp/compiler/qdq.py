@@ -1,0 +1,126 @@
+"""Edits that put QuantizeLinear and DequantizeLinear into a graph.
+
+The dequantized value takes over the name of the value it stands for, so that its readers, graph outputs and subgraphs
+read on; what the node itself makes is then called `NAME__float`. Weights, scales and zero points that are equal are
+stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.ir.graph import Constant, Graph, Node, Variable
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.affine import Affine
+
+__all__ = ["Stored", "quantize_value", "quantize_values", "store_constant"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A constant in integers: `real = affine.scale * (values - affine.zero)`, scales along `axis` if there are several."""
+
+    values: Array
+    affine: Affine
+    axis: int = 0
+
+    def real(self) -> Array:
+        """Return what the integers mean, float32."""
+        return self.affine.dequantize(self.values, self.axis)
+
+
+def quantize_values(model: Model, values: Mapping[str, Affine]) -> None:
+    """Put a pair of QuantizeLinear and DequantizeLinear behind each of `values`, by name; edits `model` in place."""
+    parameters = _Parameters(model.graph)
+    known = model.graph.values()
+    for name, affine in values.items():
+        value = known[name]
+        assert isinstance(value, Variable), f"{name} is a constant"
+        _pair(model, value, affine, parameters)
+
+
+def quantize_value(model: Model, name: str, affine: Affine) -> None:
+    """Do what `quantize_values` does for one value."""
+    quantize_values(model, {name: affine})
+
+
+def _pair(model: Model, value: Variable, affine: Affine, parameters: _Parameters) -> None:
+    """Put one pair behind `value`."""
+    graph, name = model.graph, value.name
+    maker = value.producer
+    stored = Variable(graph.fresh_name(f"{name}__q"), np.dtype(affine.grid.dtype), value.shape)
+    if maker is None:
+        # A graph input keeps its name, so its readers are told the new one.
+        real = Variable(graph.fresh_name(f"{name}__dq"), value.dtype, value.shape)
+        readers = list(graph.uses(value))
+        for node, index in readers:
+            graph.set_input(node, index, real)
+        source, place = value, 0
+    else:
+        real = value
+        source = Variable(graph.fresh_name(f"{name}__float"), value.dtype, value.shape)
+        maker.outputs[list(maker.outputs).index(value)] = source
+        place = graph.nodes.index(maker) + 1
+    inputs = parameters.of(affine)
+    quantize = Node("QuantizeLinear", graph.fresh_name(f"{name}__quantize"), {}, [source, *inputs], [stored])
+    dequantize = Node(
+        "DequantizeLinear", graph.fresh_name(f"{name}__dequantize"), {}, [stored, *inputs], [real]
+    )
+    graph.nodes[place:place] = [quantize, dequantize]
+
+
+def store_constant(model: Model, node: Node, index: int, stored: Stored) -> None:
+    """Make `node` read its constant input `index` from integers through a DequantizeLinear; edits `model` in place.
+
+    A constant with other readers stays for them.
+    """
+    graph = model.graph
+    old = node.input(index)
+    assert isinstance(old, Constant), f"input {index} of {node.name} is not stored"
+    name, dtype = old.name, old.values.dtype
+    if graph.sole_use(old) is node:
+        graph.constants.pop(name, None)
+    integers = graph.add_constant(f"{name}__q", stored.values)
+    attrs = {"axis": stored.axis} if stored.affine.per_axis else {}
+    inputs = _Parameters(graph).of(stored.affine)
+    if stored.affine.grid.signed and not np.any(stored.affine.zero):
+        inputs = inputs[:1]
+    real = Variable(graph.fresh_name(f"{name}__dq"), dtype, stored.values.shape)
+    maker = Node(
+        "DequantizeLinear", graph.fresh_name(f"{name}__dequantize"), attrs, [integers, *inputs], [real]
+    )
+    graph.set_input(node, index, real)
+    graph.insert(maker, before=node)
+
+
+class _Parameters:
+    """Scales and zero points of a graph, each stored once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def of(self, affine: Affine) -> list[Constant]:
+        """Return the constants that hold `affine`."""
+        kind = "_".join(map(str, affine.zero.reshape(-1)[:1]))
+        uniform = affine.zero.ndim == 0
+        zero = f"zero_{kind}" if uniform else f"zeros_{kind}x{affine.zero.size}"
+        scale = "scale" if uniform else f"scales_x{affine.scale.size}"
+        return [self._shared(scale, affine.scale), self._shared(f"{affine.grid.dtype}_{zero}", affine.zero)]
+
+    def _shared(self, name: str, values: Array) -> Constant:
+        for other in self._graph.constants.values():
+            if (
+                other.name.startswith(name)
+                and other.values.dtype == values.dtype
+                and other.values.shape == values.shape
+                and np.array_equal(other.values, values)
+            ):
+                return other
+        return self._graph.add_constant(name, values)

@@ -1,0 +1,245 @@
+"""Quantizing a model, step by step: rewrite, place, observe, choose ranges, round weights on the walk, insert pairs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.cost import node_macs
+from onnxcomp.analysis.linear import linear_node
+from onnxcomp.compiler.effects import output_effects
+from onnxcomp.compiler.formats import Formats
+from onnxcomp.compiler.integer_forms import integer_forms
+from onnxcomp.compiler.integer_weights import round_weights
+from onnxcomp.compiler.passbase import Context, PassLog
+from onnxcomp.compiler.placement import Placement, place
+from onnxcomp.compiler.range_choice import Chosen, RangeObserver, choose_ranges
+from onnxcomp.compiler.weight_rounding import Rounding
+from onnxcomp.ir.graph import Node
+from onnxcomp.ir.model import Model
+from onnxcomp.numerics.observers import Effect, Histogram
+from onnxcomp.runtime.observe import observe_shapes
+from onnxcomp.runtime.ranges import observe_values
+
+__all__ = ["Plan", "Settings", "carry_out", "plan"]
+
+Array = NDArray[Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+EDGE_COST = 0.1
+"""A first layer may stay float where storing the network's input makes more than this share of all error ..."""
+
+EDGE_MACS = 0.1
+"""... and where it does no more than this share of the network's multiply-accumulates."""
+
+TRIED_INPUTS = 32
+"""Samples of the graph inputs that are looked at for a grid on which they lie."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantize; see the options of the pass `insert-qdq`.
+
+    `only` says why a node is not among those to quantize, None where it is.
+    """
+
+    observer: RangeObserver = "output"
+    percentile: float = 99.999
+    rounding: Rounding = "gptq"
+    correct: bool = True
+    edges: Literal["auto", "integers"] = "auto"
+    only: Callable[[Node], str | None] = lambda node: None
+    given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to become integers, on which scales, and what was found out on the way.
+
+    `model` is the float model that it is about; `shapes` are those for one sample, `seen` and `effects` what is known of the
+    values, `kept` why nodes stay float, `seconds` how long looking at the values took.
+    """
+
+    model: Model
+    formats: Formats
+    placement: Placement
+    chosen: Chosen
+    shapes: Shapes
+    seen: Mapping[str, Histogram]
+    effects: Mapping[str, Effect]
+    inputs: Mapping[str, Array]
+    kept: Mapping[str, str]
+    seconds: float
+
+
+def plan(model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog) -> Plan | None:
+    """Return the plan for `model`, which is rewritten into forms that can be computed in integers; None for nothing to do."""
+    samples = context.calibration
+    assert samples is not None, "the driver's preflight supplies calibration samples"
+    excluded = {n.name for n in model.graph.nodes if context.is_excluded(model, n.name)}
+    kept = dict.fromkeys(excluded, "it is excluded")
+    for node in model.graph.nodes:
+        reason = settings.only(node)
+        if reason is not None:
+            kept.setdefault(node.name, reason)
+    integer_forms(model, _shapes(model, context), kept, log)
+    shapes = _shapes(model, context)
+    placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
+    if not placement.nodes:
+        _tell_float(placement, log)
+        return None
+    start = time.perf_counter()
+    seen, effects = _look(model, placement, settings, context, shapes)
+    names = {v.name for v in model.graph.inputs} & placement.values.keys()
+    inputs = _some_inputs(context, names)
+    chosen = _choose(placement, formats, seen, effects, inputs, settings)
+    if settings.edges == "auto":
+        found = _edges(model, placement, chosen, shapes)
+        if found:
+            kept.update(found)
+            placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
+            chosen = _choose(placement, formats, seen, effects, inputs, settings)
+    seconds = time.perf_counter() - start
+    return Plan(model, formats, placement, chosen, shapes, seen, effects, inputs, kept, seconds)
+
+
+def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -> Model:
+    """Return the model of `found` with its weights rounded and its pairs inserted, and tell what was done."""
+    model, errors = round_weights(
+        found.model,
+        found.placement,
+        found.chosen.affines,
+        found.formats,
+        context,
+        found.shapes,
+        log,
+        rounding=settings.rounding,
+        correct=settings.correct,
+    )
+    _tell(found, errors, log)
+    return model
+
+
+def _shapes(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
+    assert context.calibration is not None
+    one = dict(next(context.calibration.batches(1)))
+    return observe_shapes(
+        model,
+        one,
+        sizes=context.input_shapes,
+        threads=context.threads,
+        custom_op_libs=context.custom_op_libs,
+    )
+
+
+def _look(
+    model: Model, placement: Placement, settings: Settings, context: Context, shapes: Shapes
+) -> tuple[Mapping[str, Histogram], Mapping[str, Effect]]:
+    """Return histograms of the values to be stored, and their effects on the outputs where those are asked for."""
+    samples = context.calibration
+    assert samples is not None
+    names = [name for name in placement.values if name not in settings.given]
+    if not names:
+        return {}, {}
+    total = len(samples)
+    seen = observe_values(
+        model,
+        names,
+        samples,
+        shapes,
+        threads=context.threads,
+        custom_op_libs=context.custom_op_libs,
+        progress=lambda done: context.progress("observing values", done, total),
+    ).histograms
+    if settings.observer != "output":
+        return seen, {}
+    return seen, output_effects(model, names, seen, context, shapes)
+
+
+def _choose(
+    placement: Placement,
+    formats: Formats,
+    seen: Mapping[str, Histogram],
+    effects: Mapping[str, Effect],
+    inputs: Mapping[str, Array],
+    settings: Settings,
+) -> Chosen:
+    return choose_ranges(
+        placement,
+        formats,
+        seen,
+        effects,
+        inputs,
+        observer=settings.observer,
+        percentile=settings.percentile,
+        given=settings.given,
+    )
+
+
+def _some_inputs(context: Context, names: Collection[str]) -> dict[str, Array]:
+    """Return a few samples of the graph inputs `names`."""
+    assert context.calibration is not None
+    held: dict[str, list[Array]] = {name: [] for name in names}
+    for feed in context.calibration.take(TRIED_INPUTS).batches(1):
+        for name in names:
+            held[name].append(feed[name].reshape(-1))
+    return {name: np.concatenate(parts) for name, parts in held.items() if parts}
+
+
+def _edges(model: Model, placement: Placement, chosen: Chosen, shapes: Shapes) -> dict[str, str]:
+    """Return the first layers that stay float, each with the reason."""
+    total = sum(chosen.costs.values())
+    whole = sum(node_macs(node, shapes) for node in model.graph.nodes)
+    found: dict[str, str] = {}
+    for value in model.graph.inputs:
+        share = chosen.costs.get(placement.values.get(value.name, ""), 0.0) / max(total, 1e-300)
+        readers = [node for node in value.consumers if node.name in placement.nodes]
+        macs = sum(node_macs(node, shapes) for node in readers) / max(1, whole)
+        if share < EDGE_COST or macs > EDGE_MACS or any(linear_node(node) is None for node in readers):
+            continue
+        for node in readers:
+            found[node.name] = (
+                f"storing {value.name!r} as integers would make {share:.0%} of all error, and the node does "
+                f"{macs:.1%} of the multiply-accumulates; edges=integers quantizes it"
+            )
+    return found
+
+
+def _tell_float(placement: Placement, log: PassLog) -> None:
+    for name, reason in placement.reasons.items():
+        log.skip(name, f"it stays float: {reason}")
+
+
+def _tell(found: Plan, errors: Mapping[str, float], log: PassLog) -> None:
+    """Record what became of each node and value."""
+    placement, chosen = found.placement, found.chosen
+    nodes = {node.name: node for node in found.model.graph.nodes}
+    costs = chosen.costs
+    for site in placement.weights:
+        details: dict[str, Any] = {"op": nodes[site.node].op, "weight": found.formats.weights.dtype}
+        if site.node in errors:
+            details["missed"] = round(errors[site.node], 6)
+        log.change(site.node, f"{nodes[site.node].op} in integers", **details)
+    weighted = {site.node for site in placement.weights}
+    others = [name for name in placement.nodes if name not in weighted]
+    ranges = {name: [low, high] for name, (low, high) in chosen.ranges.items()}
+    expected = sum(costs.values())
+    log.change(
+        "graph",
+        f"{len(placement.values)} values stored in integers, with {len(set(placement.values.values()))} scales",
+        nodes=others,
+        ranges=ranges,
+        effects={name: float(f"{cost:.4g}") for name, cost in costs.items()},
+        calibration_seconds=round(found.seconds, 3),
+    )
+    if 0 < expected < math.inf:
+        log.note(
+            f"storing values is expected to leave {-10 * math.log10(expected):.1f} dB between outputs and error"
+        )
+    _tell_float(placement, log)

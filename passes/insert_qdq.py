@@ -1,0 +1,107 @@
+"""Store activations and weights as integers: QuantizeLinear and DequantizeLinear where the target computes in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxcomp.compiler.excludes import matching_nodes
+from onnxcomp.compiler.formats import Formats, formats
+from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
+from onnxcomp.compiler.quantizer import Settings, carry_out, plan
+from onnxcomp.compiler.range_choice import RangeObserver
+from onnxcomp.ir.convert import convert_opset
+from onnxcomp.ir.files import check_finite
+from onnxcomp.ir.graph import Node
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import QUANTIZATION
+
+__all__ = ["InsertQdq"]
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Quantize activations and weights with calibrated ranges, placed so that the target computes in integers.
+
+    Pairs of QuantizeLinear and DequantizeLinear stand where the target fuses them; each range is the one that disturbs the
+    outputs least; weights are rounded layer by layer, each for the inputs that the quantized network gives it, and what
+    the mean of an output moves goes into the bias.
+    """
+
+    name = "insert-qdq"
+    exact = False
+    stage = "quantization"
+    data_free = True
+
+    observer: RangeObserver = option(
+        "output",
+        "how a range is chosen: by the least effect on the network's outputs, the least error of the value itself (mse), "
+        "its extremes (minmax), their moving average, a percentile, or the least change of its distribution (entropy)",
+    )
+    percentile: float = option(
+        99.999, "share of values inside the range on either side, for observer=percentile"
+    )
+    rounding: Literal["gptq", "nearest"] = option(
+        "gptq", "rounding of weights: errors propagated to the weights rounded later, or to the nearest"
+    )
+    bias_correction: bool = option(True, "put what the mean of every output moves into the bias")
+    activations: Literal["auto", "uint8", "int8", "int8-symmetric", "uint16", "int16", "int16-symmetric"] = (
+        option("auto", "how values are stored; auto takes what the target wants")
+    )
+    granularity: Literal["auto", "per-channel", "per-tensor"] = option("auto", "scales of weights")
+    scale: Literal["auto", "float", "pow2"] = option("auto", "whether scales are powers of two")
+    bias: Literal["auto", "float", "int32"] = option("auto", "how biases are stored")
+    edges: Literal["auto", "integers"] = option(
+        "auto",
+        "whether a small first layer stays float where rounding the network's input would make most of the error",
+    )
+    nodes: tuple[str, ...] = option((), "only these nodes: globs, re:EXPRESSION or op:OPERATOR")
+    op_types: tuple[str, ...] = option((), "only these operators")
+
+    def check(self) -> None:
+        """Raise UsageError where an option is out of range."""
+        in_range(self.name, "percentile", self.percentile, 50, 100)
+
+    def needs(self) -> frozenset[Need]:
+        """Return that samples and shapes are needed."""
+        return frozenset({"calibration", "shapes"})
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Quantize `model`."""
+        log = PassLog()
+        if any(node.is_op(*QUANTIZATION) for node in model.graph.nodes):
+            log.note("the model holds QuantizeLinear or DequantizeLinear already and is left as it is")
+            return log.result(model)
+        check_finite(model)
+        wanted = self._formats(context)
+        model = _raised(model, wanted, log)
+        settings = self._settings(model)
+        found = plan(model, wanted, settings, context, log)
+        if found is None:
+            return log.result(model)
+        return log.result(carry_out(found, settings, context, log))
+
+    def _formats(self, context: Context) -> Formats:
+        chosen = {name: getattr(self, name) for name in ("activations", "granularity", "scale", "bias")}
+        return formats(context.target, chosen)
+
+    def _settings(self, model: Model) -> Settings:
+        named = matching_nodes(model, self.nodes, "nodes") if self.nodes else None
+        typed = (
+            matching_nodes(model, [f"op:{op}" for op in self.op_types], "op-types") if self.op_types else None
+        )
+
+        def only(node: Node) -> str | None:
+            if named is not None and node.name not in named:
+                return "it is not among nodes"
+            return "it is not among op-types" if typed is not None and node.name not in typed else None
+
+        return Settings(self.observer, self.percentile, self.rounding, self.bias_correction, self.edges, only)
+
+
+def _raised(model: Model, wanted: Formats, log: PassLog) -> Model:
+    """Return `model` in the opset that its new types need."""
+    if model.opset >= wanted.opset:
+        return model
+    log.note(f"raised from opset {model.opset} to {wanted.opset}, where integers of 16 bits begin")
+    return convert_opset(model, wanted.opset)
