@@ -93,7 +93,7 @@ def _concat_to_pad(desk: Desk, node: Node) -> None:
     """
     graph, rank = desk.model.graph, desk.rank(node.output)
     counts = [_zero_channels(desk, value) for value in node.inputs]
-    if rank is None or int(node.attrs["axis"]) % rank != 1 or counts.count(None) != 1 or len(counts) == 1:
+    if rank is None or int(node.attrs["axis"]) % rank != 1 or counts.count(None) != 1 or not any(counts):
         return
     place = counts.index(None)
     source = node.inputs[place]
@@ -203,7 +203,7 @@ def _untouched(desk: Desk, source: Value) -> _Pick | Refusal:
 
 
 def _after(desk: Desk, node: Node, pick: _Pick) -> _Pick | Refusal:
-    """Return what is taken of the source behind the Slice or Pad `node`, before which it was `pick`."""
+    """Return what is taken of the source behind the Slice or Pad `node`, in front of which it was `pick`."""
     if node.is_op("Slice"):
         return _sliced(desk, node, pick)
     rank = len(pick.strides) + 2

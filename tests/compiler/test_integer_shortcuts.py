@@ -88,6 +88,11 @@ def test_a_concatenation_of_two_images_or_with_other_numbers_stays() -> None:
     stays(net("(float[1,3,6,5] x) => (float[a,b,c,d] y)", zeros, "y = Concat<axis=2>(x, k)"))
 
 
+def test_a_concatenation_with_nothing_stays() -> None:
+    body = "n = Slice(x, b, b, a)  k = Shape(n)  f = ConstantOfShape(k)  y = Concat<axis=1>(x, f)"
+    stays(net(IMAGE, "int64[1] b = {0}, int64[1] a = {1}", body))
+
+
 # --- what becomes a convolution --------------------------------------------------------------------------------------
 def test_a_strided_slice_and_a_pad_of_channels_become_one_convolution() -> None:
     text = net(IMAGE, f"{EVERY_OTHER}, {CHANNELS}", f"[cut] {SLICE}  [fill] y = Pad(h, p)")
