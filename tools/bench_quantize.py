@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         latency=not options.no_latency,
     )
     # Where there is no terminal, rich would wrap the table at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 240)
     with tempfile.TemporaryDirectory(prefix="bench-quantize-") as scratch:
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)

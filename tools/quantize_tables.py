@@ -61,8 +61,8 @@ def _remarks(row: Row) -> list[str]:
     lines = [f"{row.case}, {one.candidate}: {one.failure}" for one in row.results if one.failure is not None]
     missed = [figure for figure in row.figures if not figure.met]
     for figure in missed:
-        reached = "not measured" if figure.reached is None else f"{figure.reached:.7g}"
-        lines.append(f"{row.case}: {figure.name} {reached} misses {figure.bound} {figure.target:g}")
+        reached = "not measured" if figure.reached is None else f"{figure.reached:,.7g}"
+        lines.append(f"{row.case}: {figure.name} {reached} misses {figure.bound} {figure.target:,.10g}")
     for result in row.results:
         if result.candidate == "ours" and result.fused is not None and result.fused.islands:
             lines.append(f"{row.case}: float between integers: {', '.join(result.fused.islands)}")
@@ -125,4 +125,4 @@ def _cell(value: float | None, figure: Figure | None, digits: int = 2) -> str:
     if figure is None:
         return _number(value, digits)
     unit = " drop" if figure.name == "drop" else ""
-    return f"{_number(value, digits)} ({figure.bound} {figure.target:g}{unit})"
+    return f"{_number(value, digits)} ({figure.bound} {figure.target:,.10g}{unit})"

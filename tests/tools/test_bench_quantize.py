@@ -280,7 +280,7 @@ def test_table_and_document_show_every_candidate_and_what_was_missed(
     ]
     assert bench_quantize.main(words) == 1
     shown = capsys.readouterr().out
-    assert "inf (>= 20)" in shown and "mlp: bytes 204397 misses <= 10" in shown
+    assert "inf (>= 20)" in shown and "mlp: bytes 204,397 misses <= 10" in shown
     assert "gone: left out, as " in shown
     document = json.loads(file.read_text())
     assert [one["candidate"] for one in document["rows"][0]["results"]] == ["ours", "percentile", "minmax"]
