@@ -277,4 +277,5 @@ def _products(desk: Desk) -> None:
         product.op = rewrite.op
         absorb(graph, product, node)
         desk.model.rename_node(node.name, product.name)
-        desk.log.change(node.name, f"Add of a bias went into MatMul {product.name!r}, which became Gemm")
+        became = ", which became Gemm" if product.is_op("Gemm") else ": it adds zeros"
+        desk.log.change(node.name, f"Add of a bias went into MatMul {product.name!r}{became}")

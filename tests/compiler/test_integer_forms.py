@@ -232,6 +232,14 @@ def test_a_product_and_its_bias_become_one_gemm(bias: str, reads: str) -> None:
     assert [c.where for c in log.changes] == ["bias"]
 
 
+def test_a_bias_of_zeros_leaves_the_product_as_it_is() -> None:
+    body = "h = MatMul(x, w)  y = Add(h, k)"
+    weights = "float[4,3] w, float[3] k = {0, 0, 0}"
+    _, log = becomes(net(TABLE, weights, body), "MatMul")
+    assert [c.what for c in log.changes] == ["Add of a bias went into MatMul 'h': it adds zeros"]
+    stays(net("(float[N,2,4] x) => (float[a,b,c] y)", weights, body))
+
+
 @pytest.mark.parametrize("name", ["product", "bias"])
 def test_a_product_or_bias_that_is_left_alone_stays(name: str) -> None:
     body = "[product] h = MatMul(x, w)  [bias] y = Add(h, k)"
@@ -272,6 +280,7 @@ def test_a_clip_that_cuts_something_off_stays(body: str) -> None:
         ("h = Relu(x)  y = Clip(h, zero, six)", ["Clip"]),
         ("h = Clip(x, zero, one)  y = Clip(h, less, six)", ["Clip"]),
         ("h = Relu(x)  y = Clip(h, less)", ["Relu"]),
+        ("h = Relu(x)  k = Clip(h, less, six)  y = Clip(k, zero, six)", ["Relu", "Clip"]),
         ("h = Relu(x)  k = MaxPool<kernel_shape=[2,2]>(h)  y = Relu(k)", ["Relu", "MaxPool"]),
         ("h = Relu(x)  k = Sigmoid(x)  m = Add(h, k)  y = Relu(m)", ["Relu", "Sigmoid", "Add"]),
         ("h = Clip(x, less, six)  k = Abs(h)  m = Concat<axis=1>(k, k)  y = Relu(m)", ["Clip", "Abs", "Concat"]),

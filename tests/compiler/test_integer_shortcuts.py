@@ -113,6 +113,9 @@ def test_several_slices_multiply_their_steps_and_may_choose_channels() -> None:
     body = "h = Slice(x, b0, e0, a0, s0)  k = Slice(h, b1, e1, a1, s1)  y = Pad(k, p)"
     model, _ = becomes(net(IMAGE, ", ".join(rows), body), "Conv")
     assert taken(model) == ([-1, 1, -1, -1], [2, 3])
+    rows = [bounds((0, FAR, 2, 2), tag="0"), bounds((0, 4, 2, 3), tag="1"), CHANNELS]
+    model, _ = becomes(net(IMAGE.replace("6,5", "10,5"), ", ".join(rows), body), "Conv")
+    assert taken(model)[1] == [6, 1]
 
 
 def test_a_slice_behind_the_pad_goes_with_it() -> None:
