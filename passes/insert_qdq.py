@@ -9,7 +9,6 @@ from onnxcomp.compiler.excludes import matching_nodes
 from onnxcomp.compiler.formats import Formats, formats
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.quantizer import Settings, carry_out, plan
-from onnxcomp.compiler.range_choice import RangeObserver
 from onnxcomp.ir.convert import convert_opset
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.graph import Node
@@ -33,7 +32,7 @@ class InsertQdq(Pass):
     stage = "quantization"
     data_free = True
 
-    observer: RangeObserver = option(
+    observer: Literal["output", "mse", "minmax", "percentile", "entropy", "moving-average"] = option(
         "output",
         "how a range is chosen: by the least effect on the network's outputs, the least error of the value itself (mse), "
         "its extremes (minmax), their moving average, a percentile, or the least change of its distribution (entropy)",

@@ -87,7 +87,8 @@ def _direction(seed: int, first: int, output: int, values: Array) -> Array:
     ]
     axes = tuple(range(1, values.ndim))
     size = np.sqrt(np.square(values, dtype=np.float64).sum(axes, keepdims=True))
-    return (np.concatenate(rows) / np.maximum(size, 1e-30)).astype(np.float32)
+    direction: Array = (np.concatenate(rows) / np.maximum(size, 1e-30)).astype(np.float32)
+    return direction
 
 
 class _Gathered:

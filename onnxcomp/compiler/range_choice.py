@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["Chosen", "RangeObserver", "choose_ranges"]
 
 Array = NDArray[Any]
 RangeObserver: TypeAlias = Literal["output", "mse", "minmax", "percentile", "entropy", "moving-average"]
+"""How a range is chosen: like an Observer, or by its effect on the outputs of the network."""
 
 EXACT = 1e-2
 """Share of the error of random rounding below which the samples count as lying on the grid."""
@@ -68,17 +70,18 @@ def choose_ranges(
             if exact is not None:
                 affine, known = exact, []
             elif observer == "output" and known:
-                low, high = search_range(
-                    whole.low, whole.high, grid, lambda a, k=known: sum(e.cost(a) for e in k)
-                )
-                affine = range_affine(low, high, grid)
+                affine = range_affine(*search_range(whole.low, whole.high, grid, partial(_cost, known)), grid)
             else:
                 plain: Observer = "mse" if observer == "output" else observer
                 affine = range_affine(*choose_range(whole, grid, plain, percentile), grid)
         affines.update(dict.fromkeys(members, affine))
         if known:
-            costs[root] = sum(effect.cost(affine) for effect in known)
+            costs[root] = _cost(known, affine)
     return Chosen(affines, costs)
+
+
+def _cost(effects: Sequence[Effect], affine: Affine) -> float:
+    return sum(effect.cost(affine) for effect in effects)
 
 
 def _on_grid(

@@ -20,6 +20,7 @@ __all__ = ["Rounder", "Rounding", "plain_weight"]
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
+"""How weights are rounded: each to the nearest, or with errors propagated to those rounded later."""
 
 
 @dataclass

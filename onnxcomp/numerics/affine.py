@@ -82,7 +82,8 @@ class Affine:
         scale, zero = (along(part, axis, values.ndim) for part in (self.scale, self.zero))
         # Division as QuantizeLinear divides: a product with the inverse rounds differently now and then.
         stored = np.rint(values.astype(np.float32) / scale) + zero.astype(np.float32)
-        return np.clip(stored, self.grid.low, self.grid.high).astype(self.grid.dtype)
+        integers: Array = np.clip(stored, self.grid.low, self.grid.high).astype(self.grid.dtype)
+        return integers
 
     def dequantize(self, stored: Array, axis: int = 0) -> Array:
         """Return what `stored` means, float32."""

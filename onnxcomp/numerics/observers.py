@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["BINS", "Effect", "Histogram", "Observer", "choose_range", "expected_
 Array: TypeAlias = NDArray[Any]
 Array64: TypeAlias = NDArray[np.float64]
 Observer: TypeAlias = Literal["minmax", "percentile", "entropy", "mse", "moving-average"]
+"""How a range is read from a histogram, see `choose_range`."""
 
 BINS = 4096
 """Bins of a histogram: sixteen to each step of an 8-bit grid."""
@@ -187,18 +189,26 @@ def search_range(low: float, high: float, grid: Grid, loss: Callable[[Affine], f
     low, high = min(low, 0.0), max(high, 0.0)
     if grid.symmetric:
         span = max(-low, high)
-        part = _least(span, 1.0, lambda part: loss(range_affine(-span * part, span * part, grid)))
-        return -span * part, span * part
-    a = b = 1.0
+        span = _drawn_in(span, lambda end: loss(range_affine(-end, end, grid)))
+        return -span, span
+
+    def ended(low: float, high: float) -> float:
+        return loss(range_affine(low, high, grid))
+
+    a, b = low, high
     for _ in range(2 if low < 0 < high else 1):
-        b = _least(high, b, lambda part: loss(range_affine(low * a, high * part, grid)))
-        a = _least(low, a, lambda part: loss(range_affine(low * part, high * b, grid)))
-    return low * a, high * b
+        b = _drawn_in(high, partial(ended, a))
+        a = _drawn_in(low, partial(_second, ended, b))
+    return a, b
 
 
-def _least(edge: float, now: float, loss: Callable[[float], float]) -> float:
+def _second(loss: Callable[[float, float], float], high: float, low: float) -> float:
+    return loss(low, high)
+
+
+def _drawn_in(edge: float, loss: Callable[[float], float]) -> float:
     """Return the part of `edge` with the least loss; ties keep the widest."""
-    return now if edge == 0 else float(min(SHRINK, key=loss))
+    return edge if edge == 0 else min((float(edge * part) for part in SHRINK), key=loss)
 
 
 def _divergence(seen: Histogram, affine: Affine) -> float:

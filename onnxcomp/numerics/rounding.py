@@ -61,7 +61,8 @@ def propagate(matrix: Array64, H: Array64, affine: Affine) -> Array:
             rest[:, :, column + 1 : end] -= error[:, :, None] * upper[:, None, column, column + 1 : end]
             errors[:, :, column - start] = error
         rest[:, :, end:] -= errors @ upper[:, start:end, end:]
-    return np.take_along_axis(stored, back[:, None, :], 2).astype(affine.grid.dtype)
+    integers: Array = np.take_along_axis(stored, back[:, None, :], 2).astype(affine.grid.dtype)
+    return integers
 
 
 def _inverse_roots(H: Array64) -> Array64:
@@ -72,7 +73,8 @@ def _inverse_roots(H: Array64) -> Array64:
     damping = np.where(mean > 0, DAMPING * mean, 1.0)
     damped = H + damping[:, None, None] * np.eye(width)
     inverse = np.linalg.inv(damped)
-    return np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2).swapaxes(1, 2)
+    lower = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2)
+    return np.asarray(lower.swapaxes(1, 2), np.float64)
 
 
 def fit_limits(matrix: Array64, variance: Array64, levels: int) -> Array64:
@@ -82,7 +84,8 @@ def fit_limits(matrix: Array64, variance: Array64, levels: int) -> Array64:
     `[r, d]`, of the inputs that the weights multiply.
     """
     largest = np.abs(matrix).max(1)
-    best, found = np.full(len(matrix), np.inf), largest.copy()
+    best = np.full(len(matrix), np.inf)
+    found: Array64 = largest.copy()
     for part in PARTS:
         limit = largest * part
         step = np.where(limit > 0, limit / levels, 1.0)[:, None]

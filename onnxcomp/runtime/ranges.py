@@ -23,10 +23,9 @@ from onnxcomp.runtime.capture import stream_values
 if TYPE_CHECKING:
     from onnxcomp.runtime.data import Samples
 
-__all__ = ["Observed", "observe_values", "read_ranges", "thinned", "write_ranges"]
+__all__ = ["Observed", "observe_values", "thinned"]
 
 Array = NDArray[Any]
-Range = tuple[float, float]
 
 THINNED = 8192
 """Elements of one sample of one value that are counted: a few hundred samples make a million."""
