@@ -16,7 +16,6 @@ from onnx import GraphProto, ModelProto
 
 import onnxcomp
 from onnxcomp.api import Optimized
-from onnxcomp.passes import BUILTIN
 from tools.package_inputs import file_bytes, pages, scenes, text_lines, tokens
 from tools.package_zoo import ENTRIES, Entry, write_samples
 from tools.quantize_package_zoo import QUANTIZE
@@ -39,7 +38,15 @@ OTHER_SIZES: dict[str, dict[str, Array]] = {
 }
 """Feeds of batches and sizes that no sample has."""
 
-FLOORS: dict[str, float] = {}
+FLOORS = {
+    "ocr-detector": 12.0,
+    "ocr-recogniser": 10.0,
+    "ocr-turn": 20.0,
+    "yolov8n": 15.0,
+    "voice-lstm": 12.0,
+    "voice-lstm-if": 14.0,
+    "file-type": 18.0,
+}
 """The SQNR in dB that a quantized network keeps at least, on inputs like those it was calibrated on."""
 
 
@@ -139,7 +146,6 @@ def test_the_exact_preset_keeps_free_sizes_free(ready: Ready) -> None:
         assert sqnr(before, after) > 100
 
 
-@pytest.mark.skipif("insert-qdq" not in BUILTIN, reason="needs insert-qdq")
 def test_it_quantizes_verifies_and_runs_and_says_why_the_rest_stays_float(
     ready: Ready, record_property: Any
 ) -> None:
@@ -157,7 +163,6 @@ def test_it_quantizes_verifies_and_runs_and_says_why_the_rest_stays_float(
     assert all(np.isfinite(value).all() for value in outputs(ready.output, feed))
 
 
-@pytest.mark.skipif("insert-qdq" not in BUILTIN, reason="needs insert-qdq")
 def test_quantized_networks_take_the_sizes_that_the_original_takes(ready: Ready) -> None:
     feed = OTHER_SIZES.get(ready.entry.name)
     if feed is None:
@@ -165,10 +170,10 @@ def test_quantized_networks_take_the_sizes_that_the_original_takes(ready: Ready)
     ready.run(QUANTIZE)
     for before, after in zip(outputs(ready.model, feed), outputs(ready.output, feed), strict=True):
         assert before.shape == after.shape
-        assert sqnr(before, after) > FLOORS.get(ready.entry.name, 0.0) - 6
+        # Sizes that no range was found on, and few samples: what counts is that it is the same network still.
+        assert sqnr(before, after) > (5.0 if ready.entry.name in FLOORS else 0.0)
 
 
-@pytest.mark.skipif("insert-qdq" not in BUILTIN, reason="needs insert-qdq")
 def test_calibration_takes_pages_of_several_sizes(tmp_path: Path) -> None:
     entry = NETS["ocr-detector"]
     try:
