@@ -19,6 +19,7 @@ from onnxcomp.compiler.adjoint import PREFIX, backward
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.observers import Effect, Histogram
+from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session, SessionError
 
@@ -33,6 +34,9 @@ BINS = 256
 
 SAMPLES = 128
 """Samples that run back at most. Clipping is rare, so few samples cut off too much."""
+
+MEASURED = 16
+"""Samples that tell how large the outputs usually are."""
 
 BATCH_BYTES = 96 * 2**20
 """Aim of values and derivatives held at once."""
@@ -63,10 +67,11 @@ def output_effects(
         plain = Session(model, threads=context.threads, custom_op_libs=context.custom_op_libs)
         session = Session(back.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
         done = 0
+        usual = _usual_sizes(plain, samples.take(MEASURED), outputs)
         for feed in samples.take(SAMPLES).batches(batch):
             found = plain.run(feed, outputs)
             seeds = {
-                f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name])
+                f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name], usual[name])
                 for k, name in enumerate(outputs)
             }
             count = len(next(iter(feed.values())))
@@ -79,15 +84,31 @@ def output_effects(
     return gathered.effects()
 
 
-def _direction(seed: int, first: int, output: int, values: Array) -> Array:
-    """Return random numbers in the shape of `values`, the same for a sample in whichever batch, in units of its size."""
+def _usual_sizes(session: Session, samples: Samples, outputs: Sequence[str]) -> dict[str, float]:
+    """Return the root mean square over samples of the size (2-norm) of each output."""
+    squares = dict.fromkeys(outputs, 0.0)
+    count = 0
+    for feed in samples.batches(1):
+        for name, values in session.run(feed, outputs).items():
+            squares[name] += float(np.square(values, dtype=np.float64).sum())
+        count += 1
+    return {name: math.sqrt(total / max(1, count)) for name, total in squares.items()}
+
+
+def _direction(seed: int, first: int, output: int, values: Array, usual: float) -> Array:
+    """Return random numbers in the shape of `values`, the same for a sample in whichever batch.
+
+    Their unit lies halfway between the size of the sample's own output and the `usual` one: errors relative to each sample
+    are what keeps classes apart, errors relative to all samples are what SQNR counts.
+    """
     rows = [
         np.random.default_rng([seed, first + i, output]).standard_normal(values[i : i + 1].shape, np.float32)
         for i in range(len(values))
     ]
     axes = tuple(range(1, values.ndim))
     size = np.sqrt(np.square(values, dtype=np.float64).sum(axes, keepdims=True))
-    direction: Array = (np.concatenate(rows) / np.maximum(size, 1e-30)).astype(np.float32)
+    unit = np.sqrt(np.maximum(size, 1e-3 * usual) * usual)
+    direction: Array = (np.concatenate(rows) / np.maximum(unit, 1e-30)).astype(np.float32)
     return direction
 
 
