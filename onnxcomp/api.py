@@ -95,6 +95,7 @@ class Options(ModelOptions, total=False):
     opset: int | None
     ir_version: int | None
     reports: Sequence[str | os.PathLike[str]]
+    ranges: str | os.PathLike[str] | None
     timings: str | os.PathLike[str] | None
     allow_noop: bool
     strict: bool
@@ -113,7 +114,7 @@ def optimize(
     `passes` is pipeline text, a Pipeline or passes; without any the preset `exact` runs. With `output` the result is
     written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
     `target`, `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `require_speedup`, `exclude`, `set_shape`,
-    `decision`, `opset`, `ir_version`, `reports`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`,
+    `decision`, `opset`, `ir_version`, `reports`, `ranges`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`,
     `allow_links`, `allow_noop`, `strict`, `force`; see `Options`.
 
     >>> import onnx.parser, onnxcomp
@@ -267,8 +268,9 @@ def _settings(options: Mapping[str, object], caller: str, known: Collection[str]
             several = settings[name]
             settings[name] = (several,) if isinstance(several, str | os.PathLike) else tuple(several)
     settings["reports"] = tuple(Path(r) for r in settings.get("reports", ()))
-    if settings.get("timings") is not None:
-        settings["timings"] = Path(settings["timings"])
+    for name in ("ranges", "timings"):
+        if settings.get(name) is not None:
+            settings[name] = Path(settings[name])
     settings["set_shape"] = {n: tuple(s) for n, s in (settings.get("set_shape") or {}).items()}
     return settings
 

@@ -115,6 +115,12 @@ def main() -> None:
 @seed_option("Of every random choice.")
 @click.option("--report", metavar="R.json", multiple=True, help="Write everything about the run as JSON.")
 @click.option(
+    "--ranges",
+    metavar="F.json",
+    type=FILE,
+    help="Ranges of values for insert-qdq, or the report of an earlier run that has them; others are observed.",
+)
+@click.option(
     "--timings",
     metavar="F.json",
     type=FILE,

@@ -50,6 +50,7 @@ class Config:
     opset: int | None = None
     ir_version: int | None = None
     report: tuple[str, ...] | None = None
+    ranges: Path | None = None
     timings: Path | None = None
     allow_noop: bool | None = None
     strict: bool | None = None
@@ -75,8 +76,9 @@ def read_config(path: Path) -> Config:
     for key in ("calibration", "evaluation"):
         if key in values:
             values[key] = _from_folder(values[key], path.parent)
-    if "timings" in values:
-        values["timings"] = path.parent / values["timings"]
+    for key in ("ranges", "timings"):
+        if key in values:
+            values[key] = path.parent / values[key]
     if "report" in values:
         values["report"] = tuple(str(path.parent / name) for name in values["report"])
     return Config(**values)
@@ -206,6 +208,7 @@ _READERS: dict[str, Callable[[object, str], object]] = {
     "opset": _integer,
     "ir_version": _integer,
     "report": _strings,
+    "ranges": _string,
     "timings": _string,
     "allow_noop": _truth,
     "strict": _truth,
@@ -243,6 +246,7 @@ preset = "exact"                       # or passes, never both
 # seed = 0
 # threads = 0                          # 0 = all cores
 # report = ["run.json"]
+# ranges = "earlier.json"              # take ranges of values from the report of an earlier run
 # timings = "earlier.json"             # replay the latencies in the report of an earlier run
 # allow-noop = false
 # strict = false

@@ -74,7 +74,7 @@ class InsertQdq(Pass):
         check_finite(model)
         wanted = self._formats(context)
         model = _raised(model, wanted, log)
-        settings = self._settings(model)
+        settings = self._settings(model, context)
         found = plan(model, wanted, settings, context, log)
         if found is None:
             return log.result(model)
@@ -84,7 +84,7 @@ class InsertQdq(Pass):
         chosen = {name: getattr(self, name) for name in ("activations", "granularity", "scale", "bias")}
         return formats(context.target, chosen)
 
-    def _settings(self, model: Model) -> Settings:
+    def _settings(self, model: Model, context: Context) -> Settings:
         named = matching_nodes(model, self.nodes, "nodes") if self.nodes else None
         typed = (
             matching_nodes(model, [f"op:{op}" for op in self.op_types], "op-types") if self.op_types else None
@@ -95,7 +95,15 @@ class InsertQdq(Pass):
                 return "it is not among nodes"
             return "it is not among op-types" if typed is not None and node.name not in typed else None
 
-        return Settings(self.observer, self.percentile, self.rounding, self.bias_correction, self.edges, only)
+        return Settings(
+            self.observer,
+            self.percentile,
+            self.rounding,
+            self.bias_correction,
+            self.edges,
+            only,
+            context.ranges,
+        )
 
 
 def _raised(model: Model, wanted: Formats, log: PassLog) -> Model:

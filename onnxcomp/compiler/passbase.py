@@ -119,6 +119,7 @@ class Context:
         threads: for onnxruntime; 0 = all cores.
         custom_op_libs: shared libraries onnxruntime must load first.
         timings: what is measured by the clock, recorded or replayed.
+        ranges: the lowest and the highest number of values, by name, that quantization takes as they are.
         target: what the result is made for.
         progress: where long work reports its steps.
     """
@@ -132,6 +133,7 @@ class Context:
     threads: int = 0
     custom_op_libs: tuple[str, ...] = ()
     timings: Timings = field(default_factory=Timings)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     target: Target = field(default_factory=lambda: load_target(DEFAULT_TARGET))
     progress: Progress = lambda what, done, total: None
 

@@ -8,6 +8,7 @@ from onnxcomp.compiler.datafree import check_makeable
 from onnxcomp.compiler.excludes import excluded_nodes
 from onnxcomp.compiler.loading import Loaded, load_request
 from onnxcomp.compiler.passbase import Context, Progress
+from onnxcomp.compiler.range_files import Ranges, read_ranges
 from onnxcomp.compiler.request import Metric, Request, preflight
 from onnxcomp.compiler.samples import Data, open_data
 from onnxcomp.compiler.target_files import load_target
@@ -26,7 +27,7 @@ class Prepared:
 
     `outputs` are what the original gives on the feeds of `verifier`, None where it is not run; `decision` is the output
     on which classes are chosen, `metric` what the result is judged by, `excluded` the nodes to leave alone, `timings` what
-    the clock says or said.
+    the clock says or said, `ranges` those of values that are not to be observed.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Prepared:
     metric: Metric | None
     excluded: frozenset[str]
     timings: Timings
+    ranges: Ranges
 
     @property
     def original(self) -> Model:
@@ -56,6 +58,7 @@ class Prepared:
             threads=self.request.threads,
             custom_op_libs=self.request.custom_op_libs,
             timings=self.timings,
+            ranges=self.ranges,
             target=load_target(self.request.target),
             progress=progress,
         )
@@ -69,6 +72,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
     """
     preflight(request)
     known = None if request.timings is None else read_timings(request.timings)
+    ranges = {} if request.ranges is None else read_ranges(request.ranges)
     loaded = load_request(request, model)
     excluded = excluded_nodes(loaded.model, request.exclude)
     data = open_data(request, loaded)
@@ -79,7 +83,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
     metric = _metric(request, data, decision, outputs)
     _check_bounds(request, data, metric, outputs)
     timings = Timings(known, strict=request.strict)
-    return Prepared(request, loaded, data, verifier, outputs, decision, metric, excluded, timings)
+    return Prepared(request, loaded, data, verifier, outputs, decision, metric, excluded, timings, ranges)
 
 
 def _check_needs(request: Request, model: Model, data: Data) -> None:

@@ -20,6 +20,7 @@ from onnxcomp.compiler.integer_weights import round_weights
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import Placement, place
 from onnxcomp.compiler.range_choice import Chosen, RangeObserver, choose_ranges
+from onnxcomp.compiler.range_files import check_ranges
 from onnxcomp.compiler.weight_rounding import Rounding
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
@@ -90,6 +91,7 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
             kept.setdefault(node.name, reason)
     integer_forms(model, _shapes(model, context), kept, log)
     shapes = _shapes(model, context)
+    check_ranges(model, settings.given)
     placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
     if not placement.nodes:
         _tell_float(placement, log)

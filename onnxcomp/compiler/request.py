@@ -46,6 +46,7 @@ class Request:
         opset, ir_version: versions that the output file shall have; None keeps those of the input.
         decision: the output on which classes are chosen; found by its shape if None.
         reports: JSON files to write.
+        ranges: a file of ranges, or the report of a run, whose ranges insert-qdq takes; None observes all values.
         timings: a file of timings, or the report of a run, whose measurements are replayed; None measures.
         seed: every random choice derives from it.
         threads: of onnxruntime, 0 for all cores.
@@ -75,6 +76,7 @@ class Request:
     ir_version: int | None = None
     decision: str | None = None
     reports: tuple[Path, ...] = ()
+    ranges: Path | None = None
     timings: Path | None = None
     seed: int = 0
     threads: int = 0
@@ -212,7 +214,7 @@ def _check_outputs(request: Request) -> None:
     seen: set[Path] = set()
     # Not even --force may write over what this very run reads.
     data = [Path(d) for d in (request.calibration, request.evaluation) if isinstance(d, str | Path)]
-    read = [p for p in (request.source, request.timings, *data) if p is not None and p.is_file()]
+    read = [p for p in (request.source, request.ranges, request.timings, *data) if p is not None and p.is_file()]
     for role, path in targets:
         if path is None:
             continue

@@ -118,10 +118,11 @@ def range_affine(low: float, high: float, grid: Grid) -> Affine:
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if grid.symmetric:
-        span, steps = max(-low, high), float(grid.high - grid.middle)
+        # A type that is not narrow has one step more below zero than above.
+        step = max(-low / (grid.middle - grid.low), high / (grid.high - grid.middle))
     else:
-        span, steps = high - low, float(grid.high - grid.low)
-    scale = _scale(span / steps, grid)
+        step = (high - low) / (grid.high - grid.low)
+    scale = _scale(step, grid)
     zero = (
         grid.middle if grid.symmetric else int(np.clip(np.rint(grid.low - low / scale), grid.low, grid.high))
     )
