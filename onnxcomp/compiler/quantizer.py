@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.ranges import observe_values
 
-__all__ = ["Plan", "Settings", "carry_out", "plan"]
+__all__ = ["Plan", "Settings", "carry_out", "plan", "replan"]
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -101,14 +101,41 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
     names = {v.name for v in model.graph.inputs} & placement.values.keys()
     inputs = _some_inputs(context, names)
     chosen = _choose(placement, formats, seen, effects, inputs, settings)
+    first = Plan(model, formats, placement, chosen, shapes, seen, effects, inputs, kept, 0.0)
     if settings.edges == "auto":
         found = _edges(model, placement, chosen, shapes)
-        if found:
-            kept.update(found)
-            placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
-            chosen = _choose(placement, formats, seen, effects, inputs, settings)
-    seconds = time.perf_counter() - start
-    return Plan(model, formats, placement, chosen, shapes, seen, effects, inputs, kept, seconds)
+        first = replan(first, settings, context, kept=found) if found else first
+    return replace(first, seconds=time.perf_counter() - start)
+
+
+def replan(
+    found: Plan,
+    settings: Settings,
+    context: Context,
+    *,
+    kept: Mapping[str, str] | None = None,
+    formats: Formats | None = None,
+) -> Plan:
+    """Return the plan `found` with more nodes `kept` in float, by name with the reason, and with other `formats`."""
+    everything = {**found.kept, **(kept or {})}
+    placement = place(found.model, context.target, found.shapes, lambda node: everything.get(node.name))
+    formats = formats or found.formats
+    seen, effects = found.seen, found.effects
+    unseen = placement.values.keys() - seen.keys() - settings.given.keys()
+    if unseen:
+        # What floats now make at the border was inside before.
+        more = _look(found.model, placement, settings, context, found.shapes)
+        seen, effects = {**more[0], **seen}, {**more[1], **effects}
+    chosen = _choose(placement, formats, seen, effects, found.inputs, settings)
+    return replace(
+        found,
+        formats=formats,
+        placement=placement,
+        chosen=chosen,
+        seen=seen,
+        effects=effects,
+        kept=everything,
+    )
 
 
 def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -> Model:
