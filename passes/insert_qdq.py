@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from onnxcomp.compiler.bounds import Bounds, check_bounds
 from onnxcomp.compiler.excludes import matching_nodes
 from onnxcomp.compiler.formats import Formats, formats
+from onnxcomp.compiler.harm import tell_harm
+from onnxcomp.compiler.mixed import quantize_mixed
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
 from onnxcomp.compiler.quantizer import Settings, carry_out, plan
 from onnxcomp.ir.convert import convert_opset
@@ -54,12 +57,35 @@ class InsertQdq(Pass):
         "auto",
         "whether a small first layer stays float where rounding the network's input would make most of the error",
     )
+    precision: Literal["int8", "mixed"] = option(
+        "int8",
+        "mixed keeps the nodes that do most harm out of int8 until min-sqnr, max-drop or agreement holds",
+    )
+    keep: Literal["auto", "float", "16-bit"] = option(
+        "auto",
+        "what they become (precision=mixed): values of 16 bits where the target takes them, else float",
+    )
+    min_sqnr: float | None = option(
+        None, "least dB between outputs and their error (precision=mixed), on samples held back"
+    )
+    max_drop: float | None = option(
+        None,
+        "most percentage points lost, of accuracy where samples have labels, else of agreement (precision=mixed)",
+    )
+    agreement: float | None = option(
+        None, "least percentage of samples that are decided as before (precision=mixed)"
+    )
     nodes: tuple[str, ...] = option((), "only these nodes: globs, re:EXPRESSION or op:OPERATOR")
     op_types: tuple[str, ...] = option((), "only these operators")
 
     def check(self) -> None:
         """Raise UsageError where an option is out of range."""
         in_range(self.name, "percentile", self.percentile, 50, 100)
+        check_bounds(self.name, self._bounds(), mixed=self.precision == "mixed", keep=self.keep)
+
+    def may_fall_short(self) -> bool:
+        """Return whether a bound is given, which the model may turn out not to hold."""
+        return self.precision == "mixed"
 
     def needs(self) -> frozenset[Need]:
         """Return that samples and shapes are needed."""
@@ -75,10 +101,18 @@ class InsertQdq(Pass):
         wanted = self._formats(context)
         model = _raised(model, wanted, log)
         settings = self._settings(model, context)
+        if self.precision == "mixed":
+            return log.result(
+                quantize_mixed(model, wanted, self.keep, self._bounds(), settings, context, log)
+            )
         found = plan(model, wanted, settings, context, log)
         if found is None:
             return log.result(model)
+        tell_harm(found, context, log, corrected=self.bias_correction)
         return log.result(carry_out(found, settings, context, log))
+
+    def _bounds(self) -> Bounds:
+        return Bounds(self.min_sqnr, self.max_drop, self.agreement)
 
     def _formats(self, context: Context) -> Formats:
         chosen = {name: getattr(self, name) for name in ("activations", "granularity", "scale", "bias")}

@@ -1,0 +1,191 @@
+"""Bounds on what a pass may do to the outputs, judged on samples that it has held back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.compiler.passbase import Context, in_range
+from onnxcomp.compiler.trials import together
+from onnxcomp.errors import PreconditionError, UsageError
+from onnxcomp.ir.model import Model
+from onnxcomp.runtime.compare import Comparison, compare_models
+from onnxcomp.runtime.data import Samples
+from onnxcomp.runtime.session import Session
+
+__all__ = ["CONFIDENCE", "Bounds", "Judge", "Reached", "check_bounds", "drop_limit", "share_limit"]
+
+CONFIDENCE = 0.9
+"""One-sided confidence of what is said of agreement and of accuracy lost."""
+
+QUANTILE = 1.2815515655446004
+"""Of the normal distribution, at `CONFIDENCE`."""
+
+LEAST_HELD, MOST_HELD = 0.125, 0.5
+"""Share of the samples that is held back."""
+
+EXCEPTIONS = 3.0
+"""Times more samples are held back than a bound needs if not one of them differs, so that a few may."""
+
+
+def share_limit(count: int, total: int) -> float:
+    """Return the upper confidence limit of a share of which `count` of `total` samples were seen (Clopper-Pearson 1934)."""
+    # Takes longer to import than most models to read.
+    import scipy.special
+
+    return 1.0 if count >= total else float(scipy.special.betaincinv(count + 1, total - count, CONFIDENCE))
+
+
+def drop_limit(lost: float, differing: int, total: int) -> float:
+    """Return the upper confidence limit of the share of accuracy lost, `lost` of `total` samples net.
+
+    `differing` samples were decided otherwise, which is at least the number that changed between right and wrong (Agresti
+    and Min 2005, "Simple improved confidence intervals for comparing matched proportions").
+    """
+    size = total + 2
+    spread = (differing + 1) - lost**2 / size
+    return min(1.0, lost / size + QUANTILE * math.sqrt(max(0.0, spread)) / size)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a model reaches of one bound.
+
+    Attributes:
+        text: the bound and what was reached, in words.
+        met: whether it holds.
+        ratio: by how much the harm would have to shrink for it to hold; 1 or more where it holds.
+    """
+
+    text: str
+    met: bool
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """At least so many dB, at most so many percentage points of accuracy lost, at least so many percent decided alike.
+
+    Accuracy is that of the labels of the samples; without labels what is lost is agreement.
+    """
+
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    agreement: float | None = None
+
+    def __str__(self) -> str:
+        named = {"min-sqnr": self.min_sqnr, "max-drop": self.max_drop, "agreement": self.agreement}
+        return " ".join(f"{name}={value:g}" for name, value in named.items() if value is not None)
+
+    @property
+    def tolerance(self) -> float | None:
+        """The least share of samples that may be decided otherwise; None where no bound is about decisions."""
+        allowed = [self.max_drop, None if self.agreement is None else 100 - self.agreement]
+        given = [percent / 100 for percent in allowed if percent is not None]
+        return min(given) if given else None
+
+    def reached(self, found: Comparison, labelled: bool) -> list[Reached]:
+        """Return what of each bound is reached in `found`."""
+        made = []
+        if self.min_sqnr is not None:
+            value = found.sqnr_db if found.sqnr_db is not None else -math.inf
+            ratio = 10 ** (min(300.0, max(-300.0, value - self.min_sqnr)) / 10)
+            made.append(Reached(f"min-sqnr={self.min_sqnr:g}: {value:.2f} dB", value >= self.min_sqnr, ratio))
+        differing = 0 if found.agreement is None else round((1 - found.agreement / 100) * found.samples)
+        if self.agreement is not None:
+            limit = share_limit(differing, found.samples)
+            words = (
+                f"agreement={self.agreement:g}: {found.agreement:.2f} %, at least {100 - 100 * limit:.2f} %"
+            )
+            made.append(_judged(words, limit, 1 - self.agreement / 100))
+        if self.max_drop is not None:
+            lost = differing
+            if labelled and found.accuracy_before is not None and found.accuracy_after is not None:
+                net = (found.accuracy_before - found.accuracy_after) / 100 * found.samples
+                limit, lost, what = drop_limit(net, differing, found.samples), round(net), "accuracy"
+            else:
+                limit, what = share_limit(differing, found.samples), "agreement"
+            words = (
+                f"max-drop={self.max_drop:g}: {100 * lost / found.samples:.2f} points of {what}, "
+                f"at most {100 * limit:.2f}"
+            )
+            made.append(_judged(words, limit, self.max_drop / 100))
+        return made
+
+
+def _judged(words: str, limit: float, allowed: float) -> Reached:
+    # What decides is the size of the disturbance, whose square harm is.
+    ratio = (allowed / max(limit, 1e-9)) ** 2
+    return Reached(f"{words} at {CONFIDENCE:.0%} confidence", limit <= allowed, ratio)
+
+
+def check_bounds(owner: str, bounds: Bounds, *, mixed: bool, keep: str) -> None:
+    """Raise UsageError where bounds are out of range, missing under `precision=mixed`, or given without it."""
+    if mixed and not str(bounds):
+        raise UsageError(f"{owner}: precision=mixed needs a bound; give min-sqnr, max-drop or agreement")
+    if not mixed and (str(bounds) or keep != "auto"):
+        given = str(bounds) or f"keep={keep}"
+        raise UsageError(
+            f"{owner}: {given} is for precision=mixed; add it, or leave {given.split('=')[0]} out"
+        )
+    in_range(owner, "min-sqnr", bounds.min_sqnr, 0, 300)
+    in_range(owner, "max-drop", bounds.max_drop, 0, 100)
+    in_range(owner, "agreement", bounds.agreement, 0, 100)
+    if bounds.tolerance == 0:
+        raise UsageError(f"{owner}: no number of samples confirms {bounds}; allow at least a little")
+
+
+class Judge:
+    """Holds samples back and says how far models are from the original on them.
+
+    `rest` are the samples to work with, `held` those held back: more of them the finer a bound is.
+    """
+
+    def __init__(self, bounds: Bounds, context: Context) -> None:
+        """Split the calibration samples.
+
+        Raises:
+            PreconditionError: where there are too few samples to confirm a bound, or no decisions that one is about.
+        """
+        samples = context.calibration
+        assert samples is not None, "the driver's preflight supplies calibration samples"
+        self.bounds, self._context = bounds, context
+        tolerance, count = bounds.tolerance, len(samples)
+        share = LEAST_HELD
+        if tolerance is not None:
+            needed = math.log(1 - CONFIDENCE) / math.log1p(-min(tolerance, 0.999))
+            if needed > MOST_HELD * count:
+                raise PreconditionError(
+                    f"{bounds} takes at least {math.ceil(needed / MOST_HELD):,} samples to confirm, of which half are "
+                    f"held back, and there are {count:,}; give more --calibration samples or a looser bound"
+                )
+            share = min(MOST_HELD, max(LEAST_HELD, EXCEPTIONS * needed / count))
+        self.rest: Samples
+        self.held: Samples
+        self.rest, self.held = samples.split(share, context.seed)
+        self._labels: NDArray[np.int64] | None = self.held.labels()
+        self._original = self._session(context.original)
+
+    def reached(self, model: Model) -> list[Reached]:
+        """Return what `model` reaches of each bound, on the samples held back.
+
+        Raises:
+            PreconditionError: where a bound is about decisions and the outputs make none.
+        """
+        found = compare_models(
+            self._original,
+            self._session(model),
+            self.held.batches(together(self._context)),
+            labels=self._labels,
+        )
+        if found.agreement is None and self.bounds.tolerance is not None:
+            raise PreconditionError(
+                f"{self.bounds} is about decisions, and no output of shape [N, C >= 2] makes any; give min-sqnr"
+            )
+        return self.bounds.reached(found, self._labels is not None)
+
+    def _session(self, model: Model) -> Session:
+        return Session(model, threads=self._context.threads, custom_op_libs=self._context.custom_op_libs)
