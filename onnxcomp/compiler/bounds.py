@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.compiler.harm import decibels
 from onnxcomp.compiler.passbase import Context, in_range
 from onnxcomp.compiler.trials import together
 from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.compare import Comparison, compare_models
+from onnxcomp.runtime.compare import decision_output
 from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.session import Session
 
-__all__ = ["CONFIDENCE", "Bounds", "Judge", "Reached", "check_bounds", "drop_limit", "share_limit"]
+__all__ = ["CONFIDENCE", "Bounds", "Judge", "Outcome", "Reached", "check_bounds", "drop_limit", "share_limit"]
+
+Array64 = NDArray[np.float64]
 
 CONFIDENCE = 0.9
-"""One-sided confidence of what is said of agreement and of accuracy lost."""
+"""One-sided confidence of what is said of samples that were not seen."""
 
 QUANTILE = 1.2815515655446004
 """Of the normal distribution, at `CONFIDENCE`."""
 
-LEAST_HELD, MOST_HELD = 0.125, 0.5
-"""Share of the samples that is held back."""
+LEAST_HELD, USUAL_HELD, MOST_HELD = 0.125, 0.25, 0.5
+"""Share of the samples that is held back: at least, for dB with few samples, and for decisions at most."""
+
+ENOUGH = 64
+"""Samples that tell dB well enough."""
 
 EXCEPTIONS = 3.0
 """Times more samples are held back than a bound needs if not one of them differs, so that a few may."""
@@ -48,6 +56,65 @@ def drop_limit(lost: float, differing: int, total: int) -> float:
     size = total + 2
     spread = (differing + 1) - lost**2 / size
     return min(1.0, lost / size + QUANTILE * math.sqrt(max(0.0, spread)) / size)
+
+
+class Outcome:
+    """Two models on the same samples, sample by sample.
+
+    `differing` counts the samples decided otherwise on output `decision`, `lost` the right decisions lost net, None without
+    labels; `samples` are all.
+    """
+
+    def __init__(self, labels: NDArray[np.int64] | None) -> None:
+        """Start with nothing compared; `labels` are one class per sample."""
+        self.labels = labels
+        self.decision: str | None = None
+        self.samples = self.differing = 0
+        self.lost: int | None = None if labels is None else 0
+        self._noise: dict[str, list[Array64]] = {}
+        self._signal: dict[str, list[Array64]] = {}
+
+    def add(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Take in the outputs of both for a batch."""
+        self.decision = decision_output(before)
+        count = len(before[self.decision]) if self.decision is not None else 1
+        for name, wanted in before.items():
+            if not isinstance(wanted, np.ndarray) or wanted.dtype.kind not in "fiub":
+                continue
+            a, b = wanted.astype(np.float64), np.asarray(after[name]).astype(np.float64)
+            rows = len(a) if a.ndim and len(a) else 1
+            gap = np.where(np.isfinite(a), a - b, 0.0).reshape(rows, -1)
+            a = np.where(np.isfinite(a), a, 0.0).reshape(rows, -1)
+            self._noise.setdefault(name, []).append(np.square(gap).sum(1))
+            self._signal.setdefault(name, []).append(np.square(a).sum(1))
+        if self.decision is not None:
+            first, second = (each[self.decision].argmax(1) for each in (before, after))
+            self.differing += int((first != second).sum())
+            if self.labels is not None and self.lost is not None:
+                truth = self.labels[self.samples : self.samples + count]
+                self.lost += int((first == truth).sum()) - int((second == truth).sum())
+        self.samples += count
+
+    def noise(self) -> float:
+        """Return the energy of the error as a share of that of the output, of the worst output."""
+        return max((_ratio(*self._rows(name))[0] for name in self._noise), default=0.0)
+
+    def noise_limit(self) -> float:
+        """Return the upper confidence limit of `noise`, from how it differs between samples."""
+        return max((sum(_ratio(*self._rows(name))) for name in self._noise), default=0.0)
+
+    def _rows(self, name: str) -> tuple[Array64, Array64]:
+        return np.concatenate(self._noise[name]), np.concatenate(self._signal[name])
+
+
+def _ratio(noise: Array64, signal: Array64) -> tuple[float, float]:
+    """Return the ratio of sums, infinite where there is no signal or no number, and how much more it may well be."""
+    total = float(signal.sum())
+    if not np.isfinite(noise).all() or (total == 0 and noise.any()):
+        return math.inf, 0.0
+    ratio = float(noise.sum()) / total if total else 0.0
+    spread = math.sqrt(float(np.square(noise - ratio * signal).sum()) * len(noise) / max(1, len(noise) - 1))
+    return ratio, QUANTILE * spread / total if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -87,39 +154,39 @@ class Bounds:
         given = [percent / 100 for percent in allowed if percent is not None]
         return min(given) if given else None
 
-    def reached(self, found: Comparison, labelled: bool) -> list[Reached]:
+    def reached(self, found: Outcome) -> list[Reached]:
         """Return what of each bound is reached in `found`."""
         made = []
         if self.min_sqnr is not None:
-            value = found.sqnr_db if found.sqnr_db is not None else -math.inf
-            ratio = 10 ** (min(300.0, max(-300.0, value - self.min_sqnr)) / 10)
-            made.append(Reached(f"min-sqnr={self.min_sqnr:g}: {value:.2f} dB", value >= self.min_sqnr, ratio))
-        differing = 0 if found.agreement is None else round((1 - found.agreement / 100) * found.samples)
+            limit = decibels(found.noise_limit())
+            ratio = 10 ** (min(300.0, max(-300.0, limit - self.min_sqnr)) / 10)
+            words = f"min-sqnr={self.min_sqnr:g}: {decibels(found.noise()):.2f} dB, at least {limit:.2f}"
+            made.append(Reached(_confident(words), limit >= self.min_sqnr, ratio))
         if self.agreement is not None:
-            limit = share_limit(differing, found.samples)
-            words = (
-                f"agreement={self.agreement:g}: {found.agreement:.2f} %, at least {100 - 100 * limit:.2f} %"
-            )
+            limit = share_limit(found.differing, found.samples)
+            share = 100 - 100 * found.differing / found.samples
+            words = f"agreement={self.agreement:g}: {share:.2f} %, at least {100 - 100 * limit:.2f} %"
             made.append(_judged(words, limit, 1 - self.agreement / 100))
         if self.max_drop is not None:
-            lost = differing
-            if labelled and found.accuracy_before is not None and found.accuracy_after is not None:
-                net = (found.accuracy_before - found.accuracy_after) / 100 * found.samples
-                limit, lost, what = drop_limit(net, differing, found.samples), round(net), "accuracy"
+            if found.lost is not None:
+                lost, what = found.lost, "accuracy"
+                limit = drop_limit(lost, found.differing, found.samples)
             else:
-                limit, what = share_limit(differing, found.samples), "agreement"
-            words = (
-                f"max-drop={self.max_drop:g}: {100 * lost / found.samples:.2f} points of {what}, "
-                f"at most {100 * limit:.2f}"
-            )
-            made.append(_judged(words, limit, self.max_drop / 100))
+                lost, what = found.differing, "agreement"
+                limit = share_limit(lost, found.samples)
+            points = f"{100 * lost / found.samples:.2f} points of {what}, at most {100 * limit:.2f}"
+            made.append(_judged(f"max-drop={self.max_drop:g}: {points}", limit, self.max_drop / 100))
         return made
+
+
+def _confident(words: str) -> str:
+    return f"{words} at {CONFIDENCE:.0%} confidence"
 
 
 def _judged(words: str, limit: float, allowed: float) -> Reached:
     # What decides is the size of the disturbance, whose square harm is.
     ratio = (allowed / max(limit, 1e-9)) ** 2
-    return Reached(f"{words} at {CONFIDENCE:.0%} confidence", limit <= allowed, ratio)
+    return Reached(_confident(words), limit <= allowed, ratio)
 
 
 def check_bounds(owner: str, bounds: Bounds, *, mixed: bool, keep: str) -> None:
@@ -154,7 +221,7 @@ class Judge:
         assert samples is not None, "the driver's preflight supplies calibration samples"
         self.bounds, self._context = bounds, context
         tolerance, count = bounds.tolerance, len(samples)
-        share = LEAST_HELD
+        share = max(LEAST_HELD, min(USUAL_HELD, ENOUGH / count))
         if tolerance is not None:
             needed = math.log(1 - CONFIDENCE) / math.log1p(-min(tolerance, 0.999))
             if needed > MOST_HELD * count:
@@ -162,7 +229,7 @@ class Judge:
                     f"{bounds} takes at least {math.ceil(needed / MOST_HELD):,} samples to confirm, of which half are "
                     f"held back, and there are {count:,}; give more --calibration samples or a looser bound"
                 )
-            share = min(MOST_HELD, max(LEAST_HELD, EXCEPTIONS * needed / count))
+            share = max(share, min(MOST_HELD, EXCEPTIONS * needed / count))
         self.rest: Samples
         self.held: Samples
         self.rest, self.held = samples.split(share, context.seed)
@@ -175,17 +242,15 @@ class Judge:
         Raises:
             PreconditionError: where a bound is about decisions and the outputs make none.
         """
-        found = compare_models(
-            self._original,
-            self._session(model),
-            self.held.batches(together(self._context)),
-            labels=self._labels,
-        )
-        if found.agreement is None and self.bounds.tolerance is not None:
+        other = self._session(model)
+        found = Outcome(self._labels)
+        for feed in self.held.batches(together(self._context)):
+            found.add(self._original.run(feed), other.run(feed))
+        if found.decision is None and self.bounds.tolerance is not None:
             raise PreconditionError(
                 f"{self.bounds} is about decisions, and no output of shape [N, C >= 2] makes any; give min-sqnr"
             )
-        return self.bounds.reached(found, self._labels is not None)
+        return self.bounds.reached(found)
 
     def _session(self, model: Model) -> Session:
         return Session(model, threads=self._context.threads, custom_op_libs=self._context.custom_op_libs)
