@@ -15,11 +15,13 @@ from onnxcomp.compiler.nearest import hint
 from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.pipeline import Listener
 from onnxcomp.compiler.prepare import prepare
+from onnxcomp.compiler.quantize_alone import QuantizeNodes
 from onnxcomp.compiler.report import Report
 from onnxcomp.compiler.request import Metric, Request
 from onnxcomp.compiler.sensitivity import Sensitivity, measure_sensitivity
 from onnxcomp.compiler.spec import Pipeline
-from onnxcomp.compiler.techniques import PruneChannels
+from onnxcomp.compiler.target_files import DEFAULT_TARGET
+from onnxcomp.compiler.techniques import PruneChannels, Technique
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
@@ -154,16 +156,19 @@ def sensitivity(
     calibration: SampleSource,
     *,
     passes: str | Pipeline | Sequence[Pass] | None = None,
+    technique: Literal["prune", "quantize"] = "prune",
+    target: str = DEFAULT_TARGET,
     levels: Sequence[float] = PruneChannels.levels,
     criterion: str = PruneChannels.criterion,
     cache: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
     **options: Unpack[ModelOptions],
 ) -> Sensitivity:
-    """Return what cutting each channel group of `model` alone does to its outputs, and what it saves.
+    """Return what compressing each place of `model` alone does to its outputs, and what it saves.
 
-    `passes` run before, by default the preset `exact`. Of every group the shares `levels` are removed, the channels that
-    `criterion` names first, and what reads it is refitted once. `cache` is the folder of kept results, None for the
+    `passes` run before, by default the preset `exact`. `technique="prune"` removes of every channel group the shares
+    `levels`, the channels that `criterion` names first, and what reads it is refitted once; `quantize` computes each node
+    alone in integers, as `insert-qdq` would for `target`. `cache` is the folder of kept results, None for the
     user's, `none` for none; `force` measures anew. The other `options` are those of the command line, see
     `ModelOptions`.
 
@@ -181,9 +186,13 @@ def sensitivity(
     """
     given, source = _model(model)
     settings = _settings(options, "sensitivity", ModelOptions.__annotations__)
-    request = Request(_pipeline(passes), source, calibration=calibration, **settings)
-    technique = PruneChannels(tuple(sorted({float(level) for level in levels})), criterion)
-    return measure_sensitivity(request, [technique], listener, model=given, cache=cache)
+    request = Request(_pipeline(passes), source, calibration=calibration, target=target, **settings)
+    chosen: Technique = QuantizeNodes(target)
+    if technique == "prune":
+        chosen = PruneChannels(tuple(sorted({float(level) for level in levels})), criterion)
+    elif technique != "quantize":
+        raise UsageError(f"unknown technique '{technique}'{hint(technique, ('prune', 'quantize'))}")
+    return measure_sensitivity(request, [chosen], listener, model=given, cache=cache)
 
 
 def bench(

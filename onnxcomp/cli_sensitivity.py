@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from onnxcomp.cli_options import (
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.sensitivity import Effect, Sensitivity
+    from onnxcomp.compiler.techniques import Technique
 
 __all__ = ["sensitivity"]
 
@@ -50,6 +52,7 @@ def levels(text: str) -> tuple[float, ...]:
     examples=(
         "onnxcomp sensitivity model.onnx --calibration calibration.npz",
         "onnxcomp sensitivity model.onnx --calibration calibration.npz --samples 128 --levels 0.5 --json",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --technique quantize --sort harm",
         "onnxcomp sensitivity model.onnx --calibration calibration.npz --criterion l1 --sort harm --cache none",
     ),
 )
@@ -57,20 +60,28 @@ def levels(text: str) -> tuple[float, ...]:
 @calibration_options
 @click.option("--passes", metavar="TEXT", help="Passes to run before measuring; default: the preset exact.")
 @click.option(
+    "--technique",
+    type=click.Choice(["prune", "quantize"]),
+    default="prune",
+    show_default=True,
+    help="What is done to each place: channels removed, or a node computed in integers.",
+)
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="With --technique quantize: what decides on integers and how they are stored. Default: ort-cpu.",
+)
+@click.option(
     "--levels",
     "shares",
     metavar="SHARES",
     type=levels,
-    default="0.25,0.5,0.75",
-    show_default=True,
-    help="Shares of a group's channels to remove.",
+    help="Shares of a group's channels to remove.  [default: 0.25,0.5,0.75]",
 )
 @click.option(
     "--criterion",
     metavar="NAME",
-    default="obs",
-    show_default=True,
-    help="Which channels go first, as in prune-filters.",
+    help="Which channels go first, as in prune-filters.  [default: obs]",
 )
 @click.option(
     "--sort",
@@ -96,37 +107,58 @@ def levels(text: str) -> tuple[float, ...]:
 @common_options
 def sensitivity(
     model: Path,
-    shares: tuple[float, ...],
-    criterion: str,
+    technique: str,
+    target: str | None,
+    shares: tuple[float, ...] | None,
+    criterion: str | None,
     order: str,
     cache: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Show what cutting each channel group of IN alone does to the output, and what it saves.
+    """Show what compressing each place of IN alone does to the output, and what it saves.
 
-    Each group loses the channels that the criterion names first, up to each level; what reads it is refitted once, and
+    With --technique prune each channel group loses the channels that the criterion names first, up to each level; what reads it is refitted once, and
     the output is compared with that of the whole network. Channels of a residual stream that only later stages have are
-    a tier of their own. The result is kept by the digest of model, data and options, so that the same call is answered
+    a tier of their own. With --technique quantize each node that insert-qdq would compute in integers is so computed alone:
+    what it reads and its weight are stored in integers. The result is kept by the digest of model, data and options, so that the same call is answered
     at once.
     """
     from onnxcomp.cli_progress import Teller
     from onnxcomp.compiler.report import to_json
     from onnxcomp.compiler.sensitivity import measure_sensitivity
-    from onnxcomp.compiler.techniques import PruneChannels
 
-    technique = PruneChannels(shares, criterion)
-    request = _request(model, options)
+    chosen = _technique(technique, target, shares, criterion)
+    request = _request(model, {**options, **({"target": target} if target else {})})
     with Teller(quiet=quiet or as_json) as teller:
         teller.stage(f"loading {model.name}")
-        found = measure_sensitivity(request, [technique], teller, cache=cache)
+        found = measure_sensitivity(request, [chosen], teller, cache=cache)
     if order == "harm":
         found = found.by_harm()
     if as_json:
         click.echo(to_json(found), nl=False)
     else:
         show_sensitivity(found)
+
+
+def _technique(
+    name: str, target: str | None, shares: tuple[float, ...] | None, criterion: str | None
+) -> Technique:
+    """Return the technique of `name`; options of the other one are refused."""
+    from onnxcomp.compiler.target_files import DEFAULT_TARGET
+    from onnxcomp.compiler.techniques import PruneChannels
+
+    if name == "prune":
+        if target is not None:
+            raise click.UsageError("--target is for --technique quantize; add it, or leave --target out")
+        return PruneChannels(shares or PruneChannels.levels, criterion or PruneChannels.criterion)
+    for option, value in (("--levels", shares), ("--criterion", criterion)):
+        if value is not None:
+            raise click.UsageError(f"{option} is for --technique prune; leave it out")
+    from onnxcomp.compiler.quantize_alone import QuantizeNodes
+
+    return QuantizeNodes(target or DEFAULT_TARGET)
 
 
 def _request(model: Path, options: dict[str, Any]) -> Any:
@@ -150,7 +182,7 @@ def show_sensitivity(result: Sensitivity) -> None:
     """Print a row per place and level, the most and the least sensitive places, and what cannot be compressed."""
     from onnxcomp.cli_view import amount, count_text, say, show_table
 
-    name = result.file.path if result.file is not None else "the model"
+    name, words = result.file.path if result.file is not None else "the model", _words(result)
     cost = result.cost
     say((name, "bold"), f" after {result.pipeline or 'no pass'}")
     say(f"  {count_text(cost.nodes, 'node')}, {cost.parameters:,} parameters, {amount(cost.macs)} MACs")
@@ -163,10 +195,50 @@ def show_sensitivity(result: Sensitivity) -> None:
         _show_effects(result)
         _show_ranking(result)
     else:
-        say("no channel group can be cut")
+        say(words.nothing)
     if result.blocked:
         rows = [(skip.where, skip.reason) for skip in result.blocked]
-        show_table(("channel group", "why channels stay"), rows, title="left alone")
+        show_table((words.place, words.why), rows, title="left alone")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What tables call the places and figures of a technique."""
+
+    place: str
+    removed: str
+    rows: str
+    macs: str
+    parameters: str
+    shares: str
+    nothing: str
+    why: str
+
+
+_CUTS = _Words(
+    "channel group",
+    "removed",
+    "cuts, each alone",
+    "MACs saved",
+    "params saved",
+    "; MACs and parameters are shares saved",
+    "no channel group can be cut",
+    "why channels stay",
+)
+_INTEGERS = _Words(
+    "node",
+    "bits less",
+    "nodes, each alone in integers",
+    "MACs in integers",
+    "params in integers",
+    "; MACs and parameters are shares in integers",
+    "no node can be computed in integers",
+    "why it stays float",
+)
+
+
+def _words(result: Sensitivity) -> _Words:
+    return _INTEGERS if "insert-qdq" in result.techniques else _CUTS
 
 
 _MEASURES: dict[str | None, str] = {
@@ -195,9 +267,10 @@ def _show_effects(result: Sensitivity) -> None:
             row += [_percent(effect.macs_share), _percent(effect.parameters_share)]
         rows.append(row)
     middle = [distance, "agree"] if agreement else [distance]
-    saved = ["MACs saved", "share", "params saved", "of all"] if roomy else ["MACs", "params"]
-    columns = ["channel group", "removed", *middle, *saved]
-    title = f"{len(rows)} cuts, each alone" + ("" if roomy else "; MACs and parameters are shares saved")
+    words = _words(result)
+    saved = [words.macs, "share", words.parameters, "of all"] if roomy else ["MACs", "params"]
+    columns = [words.place, words.removed, *middle, *saved]
+    title = f"{len(rows)} {words.rows}" + ("" if roomy else words.shares)
     show_table(columns, rows, right=columns[1:], title=title)
 
 

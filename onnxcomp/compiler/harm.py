@@ -25,7 +25,7 @@ from onnxcomp.ir.graph import Node, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.observers import Histogram
 
-__all__ = ["Place", "decibels", "exclude_words", "places", "tell_harm"]
+__all__ = ["Place", "decibels", "exclude_words", "melted", "places", "tell_harm"]
 
 Array64 = NDArray[np.float64]
 
@@ -106,6 +106,12 @@ def _head(model: Model, node: Node, target: Target) -> Node:
     source = node.inputs[0] if node.inputs else None
     maker = source.producer if isinstance(source, Variable) else None
     return maker if maker is not None and absorbed_by(model, maker, target) is node else node
+
+
+def melted(model: Model, target: Target) -> dict[str, str]:
+    """Return the activations that melt into the node in front, by the name of that node."""
+    pairs = [(node, absorbed_by(model, node, target)) for node in model.graph.nodes]
+    return {node.name: follower.name for node, follower in pairs if follower is not None}
 
 
 def _expected_weight(

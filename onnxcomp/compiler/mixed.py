@@ -10,7 +10,7 @@ quantizing the network and judging it on samples that were held back.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,9 +19,9 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alone import place_trial
 from onnxcomp.compiler.bounds import Bounds, Judge, Reached
 from onnxcomp.compiler.formats import WIDE, WIDE_OPSET, Formats
-from onnxcomp.compiler.harm import places
+from onnxcomp.compiler.harm import melted, places
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.placement import CALL, PER_ELEMENT, PER_MAC, absorbed_by
+from onnxcomp.compiler.placement import CALL, PER_ELEMENT, PER_MAC
 from onnxcomp.compiler.quantizer import Plan, Settings, carry_out, plan, replan
 from onnxcomp.compiler.sparing import Harmed, Step, spare_nodes, spare_values
 from onnxcomp.compiler.target import Target
@@ -288,13 +288,8 @@ class _Search:
 def _reasons(found: Plan, spared: frozenset[str], target: Target) -> dict[str, str]:
     """Return the nodes that stay float with the reason; the activation behind one stays with it."""
     reason = "precision=mixed spares it: in integers it does harm"
-    return dict.fromkeys([*spared, *_followers(found, spared, target).values()], reason)
-
-
-def _followers(found: Plan, names: Collection[str], target: Target) -> dict[str, str]:
-    """Return the activations that melt into nodes of `names`, by node."""
-    pairs = [(n, absorbed_by(found.model, n, target)) for n in found.model.graph.nodes if n.name in names]
-    return {node.name: follower.name for node, follower in pairs if follower is not None}
+    followers = [name for head, name in melted(found.model, target).items() if head in spared]
+    return dict.fromkeys([*spared, *followers], reason)
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------
@@ -342,9 +337,11 @@ def _choices(
     wide = best.plan.formats.wide
     roots = best.plan.placement.values
     rows = []
-    melted = _followers(search.found, saved, search.context.target)
+    followers = {
+        name for head, name in melted(search.found.model, search.context.target).items() if head in saved
+    }
     for node in search.found.model.graph.nodes:
-        if node.name not in saved or node.name in melted.values():
+        if node.name not in saved or node.name in followers:
             continue
         linear = linear_node(node)
         read = [

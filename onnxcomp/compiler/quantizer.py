@@ -47,7 +47,8 @@ TRIED_INPUTS = 32
 class Settings:
     """How to quantize; see the options of the pass `insert-qdq`.
 
-    `only` says why a node is not among those to quantize, None where it is.
+    `only` says why a node is not among those to quantize, None where it is. Without `rewrite` the model stays as it is where
+    no integers compute it.
     """
 
     observer: RangeObserver = "output"
@@ -57,6 +58,7 @@ class Settings:
     edges: Literal["auto", "integers"] = "auto"
     only: Callable[[Node], str | None] = lambda node: None
     given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rewrite: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
         reason = settings.only(node)
         if reason is not None:
             kept.setdefault(node.name, reason)
-    integer_forms(model, _shapes(model, context), kept, log)
+    if settings.rewrite:
+        integer_forms(model, _shapes(model, context), kept, log)
     shapes = _shapes(model, context)
     check_ranges(model, settings.given)
     placement = place(model, context.target, shapes, lambda node: kept.get(node.name))

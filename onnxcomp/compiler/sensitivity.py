@@ -287,6 +287,7 @@ def _key(prepared: Prepared, techniques: Sequence[Technique]) -> str | None:
             "versions": versions(),
             "model": model,
             "data": [prepared.data.mode, data],
+            "target": request.target,
             "techniques": [repr(technique) for technique in techniques],
             "pipeline": str(request.pipeline),
             "excluded": sorted(prepared.excluded),
