@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from onnxcomp.compiler.adjoint import PREFIX, backward
 from onnxcomp.compiler.passbase import Context
+from onnxcomp.ir.graph import Value
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import RESHAPING, SATURATES
+from onnxcomp.ir.segment import with_outputs
 from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT
@@ -51,9 +54,9 @@ def output_effects(
     """
     samples = context.calibration
     outputs = [
-        v.name
+        name
         for v in model.graph.outputs
-        if v.name in shapes and (v.dtype is None or np.dtype(v.dtype) == np.float32)
+        if (name := _unsaturated(v)) in shapes and (v.dtype is None or np.dtype(v.dtype) == np.float32)
     ]
     if samples is None or not outputs or model.weight_bytes > PIECE_LIMIT:
         return {}
@@ -64,7 +67,9 @@ def output_effects(
     batch = int(max(1, min(32, BATCH_BYTES // max(1, held))))
     gathered = _Gathered(back.values, seen)
     try:
-        plain = Session(model, threads=context.threads, custom_op_libs=context.custom_op_libs)
+        plain = Session(
+            with_outputs(model, outputs), threads=context.threads, custom_op_libs=context.custom_op_libs
+        )
         session = Session(back.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
         done = 0
         usual = _usual_sizes(plain, samples.take(MEASURED), outputs)
@@ -82,6 +87,20 @@ def output_effects(
         # A graph that cannot run back (a fixed size, an operator at an odd version) is one of which nothing is known.
         return {}
     return gathered.effects()
+
+
+def _unsaturated(output: Value) -> str:
+    """Return the name of the value that says what `output` says before a Softmax or Sigmoid flattens it.
+
+    Behind those the derivatives of confident answers vanish, and with them what is known of the effects.
+    """
+    value = output
+    while value.producer is not None and value.producer.is_op(*RESHAPING, "Identity", "Transpose"):
+        value = value.producer.inputs[0]
+    maker = value.producer
+    if maker is not None and maker.is_op(*SATURATES) and maker.inputs[0].producer is not None:
+        return str(maker.inputs[0].name)
+    return output.name
 
 
 def _usual_sizes(session: Session, samples: Samples, outputs: Sequence[str]) -> dict[str, float]:

@@ -65,8 +65,19 @@ def round_weights(
             for site in placement.weights
             if _can_be_walked(nodes[site.node], log)
         ]
+        # Of a branch with both signs, a range may cut off what a Relu behind the addition cuts off anyway: that is no
+        # loss to make up for.
         found = walk(
-            model, result, sites, rounder, context, shapes, "rounding weights", rounds=0, positions=POSITIONS
+            model,
+            result,
+            sites,
+            rounder,
+            context,
+            shapes,
+            "rounding weights",
+            rounds=0,
+            positions=POSITIONS,
+            branches=lambda name: name not in affines or affines[name].bounds()[0] >= 0,
         )
         errors = {site.name: missed for site, missed in found}
     for site in placement.weights:

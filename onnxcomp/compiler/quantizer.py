@@ -21,6 +21,8 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import Placement, place
 from onnxcomp.compiler.range_choice import Chosen, RangeObserver, choose_ranges
 from onnxcomp.compiler.range_files import check_ranges
+from onnxcomp.compiler.target import Target
+from onnxcomp.compiler.ties import tie_additions
 from onnxcomp.compiler.weight_rounding import Rounding
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
@@ -33,7 +35,7 @@ __all__ = ["Plan", "Settings", "carry_out", "plan", "replan"]
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-EDGE_COST = 0.1
+EDGE_COST = 0.2
 """A first layer may stay float where storing the network's input makes more than this share of all error ..."""
 
 EDGE_MACS = 0.1
@@ -58,6 +60,7 @@ class Settings:
     edges: Literal["auto", "integers"] = "auto"
     only: Callable[[Node], str | None] = lambda node: None
     given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tied: bool = True
     rewrite: bool = True
 
 
@@ -103,7 +106,7 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
     seen, effects = _look(model, placement, settings, context, shapes)
     names = {v.name for v in model.graph.inputs} & placement.values.keys()
     inputs = _some_inputs(context, names)
-    chosen = _choose(placement, formats, seen, effects, inputs, settings)
+    chosen = _choose(model, placement, formats, seen, effects, inputs, settings, context.target)
     first = Plan(model, formats, placement, chosen, shapes, seen, effects, inputs, kept, 0.0)
     if settings.edges == "auto":
         found = _edges(model, placement, chosen, shapes)
@@ -129,7 +132,7 @@ def replan(
         # What floats now make at the border was inside before.
         more = _look(found.model, placement, settings, context, found.shapes)
         seen, effects = {**more[0], **seen}, {**more[1], **effects}
-    chosen = _choose(placement, formats, seen, effects, found.inputs, settings)
+    chosen = _choose(found.model, placement, formats, seen, effects, found.inputs, settings, context.target)
     return replace(
         found,
         formats=formats,
@@ -195,14 +198,16 @@ def _look(
 
 
 def _choose(
+    model: Model,
     placement: Placement,
     formats: Formats,
     seen: Mapping[str, Histogram],
     effects: Mapping[str, Effect],
     inputs: Mapping[str, Array],
     settings: Settings,
+    target: Target,
 ) -> Chosen:
-    return choose_ranges(
+    chosen = choose_ranges(
         placement,
         formats,
         seen,
@@ -212,6 +217,9 @@ def _choose(
         percentile=settings.percentile,
         given=settings.given,
     )
+    if settings.observer != "output" or not settings.tied:
+        return chosen
+    return tie_additions(model, placement, formats, effects, chosen, target)
 
 
 def _some_inputs(context: Context, names: Collection[str]) -> dict[str, Array]:
@@ -270,6 +278,8 @@ def _tell(found: Plan, errors: Mapping[str, float], log: PassLog) -> None:
         effects={name: float(f"{cost:.4g}") for name, cost in costs.items()},
         calibration_seconds=round(found.seconds, 3),
     )
+    if chosen.tied:
+        log.note(f"{chosen.tied} streams of additions have one scale, so that they round nothing")
     if 0 < expected < math.inf:
         log.note(
             f"storing values is expected to leave {-10 * math.log10(expected):.1f} dB between outputs and error"

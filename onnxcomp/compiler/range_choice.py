@@ -27,10 +27,14 @@ EXACT = 1e-2
 
 @dataclass(frozen=True)
 class Chosen:
-    """Scales by value, and the share of the outputs' energy that storing each is expected to disturb, as far as known."""
+    """Scales by value, and the share of the outputs' energy that storing each is expected to disturb, as far as known.
+
+    `tied` is the number of streams of additions with one scale.
+    """
 
     affines: Mapping[str, Affine]
     costs: Mapping[str, float] = field(default_factory=dict)
+    tied: int = 0
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:

@@ -114,6 +114,7 @@ def walk(
     rounds: int = ROUNDS,
     anew: bool = True,
     positions: int = POSITIONS,
+    branches: Callable[[str], bool] = lambda name: True,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
@@ -121,7 +122,8 @@ def walk(
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
     progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
     has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
-    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at most.
+    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at most. Targets are corrected by what other branches lost where
+    `branches` says so of the value that the branch adds.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -150,6 +152,7 @@ def walk(
             assert node is not None, site.name
             unvisited = {later.name for later in sites[step:]}
             other = _other_branch(node.node, original, new, unvisited, shapes)
+            other = other if other is not None and branches(other) else None
             stop = _Stop(site, node, before[site.name].output.name, other, context.seed, positions)
             link = pairs.get(site.name)
             # What a refinement will change again need not be sharpened first.

@@ -31,6 +31,7 @@ __all__ = [
     "RECURRENT",
     "REDUCTIONS",
     "RESHAPING",
+    "SATURATES",
     "SCALE_OR_SHIFT",
     "SINGLETON",
     "SIZE_ARITHMETIC",
@@ -195,6 +196,9 @@ KEEPS_SIGN = RESHAPING | frozenset(
 
 KEEPS_SIGN_OF_ALL = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Mul", "Sum"})
 """Operators whose result has no negative element where no input has one."""
+
+SATURATES = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"})
+"""Operators that no longer tell large inputs apart."""
 
 KEEPS_SHAPE = frozenset(
     {"GroupNormalization", "InstanceNormalization", "MeanVarianceNormalization", "RMSNormalization"}

@@ -256,10 +256,23 @@ class Effect:
         What is cut off disturbs the same way everywhere, so its effects are added before they are squared; what is rounded
         goes up and down at random, with a variance of a twelfth of the squared step.
         """
+        return self.clipped(affine) + self.rounded(affine)
+
+    def clipped(self, affine: Affine) -> float:
+        """Return the part of the cost that comes from what is cut off."""
+        cut = self._cut(affine)
+        outside = cut != 0
+        return float(np.mean(np.square(self.sums[:, outside] @ cut[outside]))) if outside.any() else 0.0
+
+    def rounded(self, affine: Affine) -> float:
+        """Return the part of the cost that comes from rounding what is not cut off."""
+        inside = self._cut(affine) == 0
+        return float(self.squares[inside].sum()) * float(affine.scale) ** 2 / 12
+
+    def _cut(self, affine: Affine) -> Array64:
+        """Return how far each bin is moved by being cut off."""
         centre = (self.lows + self.highs) / 2
-        step = float(affine.scale)
         low, high = affine.bounds()
-        cut = np.clip(centre, low - step / 2, high + step / 2) - centre
-        inside = cut == 0
-        clipped = float(np.mean(np.square(self.sums[:, ~inside] @ cut[~inside]))) if not inside.all() else 0.0
-        return clipped + float(self.squares[inside].sum()) * step * step / 12
+        half = float(affine.scale) / 2
+        moved: Array64 = np.clip(centre, low - half, high + half) - centre
+        return moved
