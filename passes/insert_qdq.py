@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxcomp.compiler.bounds import Bounds, check_bounds
+from onnxcomp.compiler.channel_forms import channel_forms
 from onnxcomp.compiler.excludes import matching_nodes
 from onnxcomp.compiler.formats import Formats, formats
 from onnxcomp.compiler.harm import tell_harm
@@ -51,6 +52,15 @@ class InsertQdq(Pass):
         option("auto", "how values are stored; auto takes what the target wants")
     )
     granularity: Literal["auto", "per-channel", "per-tensor"] = option("auto", "scales of weights")
+    equalize: Literal["auto", "true", "false"] = option(
+        "auto",
+        "whether channels are scaled between layers so that one scale suits a whole weight; auto does so for "
+        "granularity=per-tensor where it brings the outputs closer",
+    )
+    split_outliers: float = option(
+        0.0,
+        "share of channels added by splitting those with the largest weights in two (for per-tensor weights)",
+    )
     scale: Literal["auto", "float", "pow2"] = option("auto", "whether scales are powers of two")
     bias: Literal["auto", "float", "int32"] = option("auto", "how biases are stored")
     edges: Literal["auto", "integers"] = option(
@@ -81,6 +91,7 @@ class InsertQdq(Pass):
     def check(self) -> None:
         """Raise UsageError where an option is out of range."""
         in_range(self.name, "percentile", self.percentile, 50, 100)
+        in_range(self.name, "split-outliers", self.split_outliers, 0, 1)
         check_bounds(self.name, self._bounds(), mixed=self.precision == "mixed", keep=self.keep)
 
     def may_fall_short(self) -> bool:
@@ -101,6 +112,7 @@ class InsertQdq(Pass):
         wanted = self._formats(context)
         model = _raised(model, wanted, log)
         settings = self._settings(model, context)
+        model = channel_forms(model, self.equalize, self.split_outliers, wanted, settings, context, log)
         if self.precision == "mixed":
             return log.result(
                 quantize_mixed(model, wanted, self.keep, self._bounds(), settings, context, log)

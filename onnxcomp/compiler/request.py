@@ -214,7 +214,9 @@ def _check_outputs(request: Request) -> None:
     seen: set[Path] = set()
     # Not even --force may write over what this very run reads.
     data = [Path(d) for d in (request.calibration, request.evaluation) if isinstance(d, str | Path)]
-    read = [p for p in (request.source, request.ranges, request.timings, *data) if p is not None and p.is_file()]
+    read = [
+        p for p in (request.source, request.ranges, request.timings, *data) if p is not None and p.is_file()
+    ]
     for role, path in targets:
         if path is None:
             continue

@@ -11,6 +11,7 @@ __all__ = [
     "DATA_SIZED",
     "ELEMENTWISE",
     "FUSED_ACTIVATIONS",
+    "HOMOGENEOUS",
     "INTEGER_KERNELS",
     "KEEPS_AXES",
     "KEEPS_SCALE",
@@ -67,6 +68,9 @@ ACTIVATIONS = frozenset(
     Tanh ThresholdedRelu""".split()
 )
 """Operators that end a layer: what they make is what the layer says."""
+
+HOMOGENEOUS = frozenset({"Identity", "LeakyRelu", "PRelu", "Relu"})
+"""Elementwise operators whose result is `f` times as large where input 0 is, for every positive `f`."""
 
 FUSED_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 """Activations that onnxruntime makes a part of the convolution in front of them on the CPU."""
