@@ -9,7 +9,9 @@ needed to know the effect of any range.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from onnxcomp.ir.segment import with_outputs
 from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT
+from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["output_effects"]
@@ -32,16 +35,25 @@ Array = NDArray[Any]
 Array64 = NDArray[np.float64]
 Shapes = Mapping[str, tuple[int, ...]]
 
-BINS = 256
-"""Bins of derivatives: they tell what is cut off, for which an eighth of a step is fine enough."""
+TAIL = 0.02
+"""Share of the elements on either side of which every single one is looked at: no good range cuts off more."""
 
-SAMPLES = 128
-"""Samples that run back at most. Clipping is rare, so few samples cut off too much."""
+BINS = 256
+"""Bins of derivatives in each tail: they tell what is cut off, for which an eighth of a step is fine enough."""
+
+COARSE = 64
+"""Bins between the tails, where elements are only rounded."""
+
+THINNED = 2048
+"""Elements between the tails that are looked at in each sample."""
+
+SAMPLES = 64
+"""Samples that run back at most. Clipping is rare, so what few samples say of it is held against all histograms."""
 
 MEASURED = 16
 """Samples that tell how large the outputs usually are."""
 
-BATCH_BYTES = 96 * 2**20
+BATCH_BYTES = 64 * 2**20
 """Aim of values and derivatives held at once."""
 
 
@@ -60,33 +72,49 @@ def output_effects(
     ]
     if samples is None or not outputs or model.weight_bytes > PIECE_LIMIT:
         return {}
-    back = backward(model, names, outputs, shapes)
+    back = backward(model, [name for name in names if seen[name].count], outputs, shapes)
     if not back.values:
         return {}
-    held = sum(8 * math.prod(shapes.get(name, (1,))) for name in back.values)
-    batch = int(max(1, min(32, BATCH_BYTES // max(1, held))))
-    gathered = _Gathered(back.values, seen)
+    held = max(1, sum(8 * math.prod(shapes.get(name, (1,))) for name in back.values))
+    several = max(1, min(workers(context.threads), BATCH_BYTES // held))
+    batch = int(max(1, min(32, BATCH_BYTES // (held * several))))
+    threads = share(context.threads) if several > 1 else context.threads
+    bins = [_Bins.of(seen[name]) for name in back.values]
+    found: list[list[_Part]] = [[] for _ in bins]
+    done = 0
     try:
-        plain = Session(
-            with_outputs(model, outputs), threads=context.threads, custom_op_libs=context.custom_op_libs
-        )
-        session = Session(back.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
-        done = 0
-        usual = _usual_sizes(plain, samples.take(MEASURED), outputs)
-        for feed in samples.take(SAMPLES).batches(batch):
-            found = plain.run(feed, outputs)
-            seeds = {
-                f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name], usual[name])
-                for k, name in enumerate(outputs)
-            }
-            count = len(next(iter(feed.values())))
-            gathered.add(session.run({**feed, **seeds}), count)
+        session = Session(back.model, threads=threads, custom_op_libs=context.custom_op_libs)
+        feeds = _with_directions(with_outputs(model, outputs), outputs, samples, batch, context)
+        for count, parts in in_order(partial(_run, session, bins), feeds, several):
+            for have, part in zip(found, parts, strict=True):
+                have.append(part)
             done += count
             context.progress("effects on the output", done, min(SAMPLES, len(samples)))
     except SessionError:
         # A graph that cannot run back (a fixed size, an operator at an odd version) is one of which nothing is known.
         return {}
-    return gathered.effects()
+    return {
+        name: each.effect(have, seen[name], done)
+        for name, each, have in zip(back.values, bins, found, strict=True)
+    }
+
+
+def _with_directions(
+    model: bytes, outputs: Sequence[str], samples: Samples, batch: int, context: Context
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Yield the number of samples in each feed, and the feed with a random direction for each of `outputs`."""
+    plain = Session(model, arena=False, threads=context.threads, custom_op_libs=context.custom_op_libs)
+    usual = _usual_sizes(plain, samples.take(MEASURED), outputs)
+    done = 0
+    for feed in samples.take(SAMPLES).batches(batch):
+        found = plain.run(feed, outputs)
+        count = len(next(iter(feed.values())))
+        seeds = {
+            f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name], usual[name])
+            for k, name in enumerate(outputs)
+        }
+        yield count, {**feed, **seeds}
+        done += count
 
 
 def _unsaturated(output: Value) -> str:
@@ -131,44 +159,79 @@ def _direction(seed: int, first: int, output: int, values: Array, usual: float) 
     return direction
 
 
-class _Gathered:
-    """Sums of derivatives by bins, value by value."""
-
-    def __init__(self, names: Sequence[str], seen: Mapping[str, Histogram]) -> None:
-        self.names = names
-        self.edges = {name: np.linspace(*_ends(seen[name]), BINS + 1) for name in names}
-        self.sums: dict[str, list[Array]] = {name: [] for name in names}
-        self.squares: dict[str, Array64] = {name: np.zeros(BINS) for name in names}
-        self.count = 0
-
-    def add(self, found: Mapping[str, Array], count: int) -> None:
-        """Take in the values and derivatives of `count` samples."""
-        for number, name in enumerate(self.names):
-            value, grad = found[f"{PREFIX}value.{number}"], found[f"{PREFIX}grad.{number}"]
-            edges = self.edges[name]
-            place = (value.reshape(count, -1) - np.float32(edges[0])) * np.float32(
-                BINS / (edges[-1] - edges[0])
-            )
-            index = np.clip(place.astype(np.int32), 0, BINS - 1)
-            grads = grad.reshape(count, -1)
-            for row, weights in zip(index, grads, strict=True):
-                self.sums[name].append(np.bincount(row, weights, BINS).astype(np.float32))
-            self.squares[name] += np.bincount(index.reshape(-1), np.square(grads).reshape(-1), BINS)
-        self.count += count
-
-    def effects(self) -> dict[str, Effect]:
-        """Return what was gathered."""
-        return {
-            name: Effect(
-                self.edges[name][:-1],
-                self.edges[name][1:],
-                np.array(self.sums[name]),
-                self.squares[name] / max(1, self.count),
-            )
-            for name in self.names
-        }
+def _run(
+    session: Session, bins: Sequence[_Bins], item: tuple[int, dict[str, Array]]
+) -> tuple[int, list[_Part]]:
+    count, feed = item
+    found = session.run(feed)
+    parts = [
+        each.part(found.pop(f"{PREFIX}value.{k}"), found.pop(f"{PREFIX}grad.{k}"), count)
+        for k, each in enumerate(bins)
+    ]
+    return count, parts
 
 
-def _ends(seen: Histogram) -> tuple[float, float]:
-    """Return the extremes of a value, apart from each other."""
-    return (seen.low, seen.high) if seen.high > seen.low else (seen.low - 0.5, seen.low + 0.5)
+@dataclass(frozen=True)
+class _Part:
+    """Derivatives of some samples by bins: their sums `[n, bins]` and the sum of their squares `[bins]`."""
+
+    sums: Array
+    squares: Array64
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Bins of one value: `edges` from its least number to its largest, fine ones below `low` and above `high`."""
+
+    edges: Array64
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seen: Histogram) -> _Bins:
+        """Return the bins for what was `seen`; zero, which every range holds, is in the middle or at an end."""
+        first, last = min(seen.low, 0.0), max(seen.high, 0.0)
+        last = last if last > first else first + 1.0
+        lower, upper = seen.edges
+        below = np.cumsum(seen.counts) / seen.count
+        above = np.cumsum(seen.counts[::-1])[::-1] / seen.count
+        low = min([0.0, *lower[below > TAIL][:1]])
+        high = max([0.0, *upper[above > TAIL][-1:]])
+        low, high = max(float(low), first), min(float(high), last)
+        edges = [np.linspace(low, high, COARSE + 1)] if high > low else [np.array([low])]
+        if low > first:
+            edges.insert(0, np.linspace(first, low, BINS + 1)[:-1])
+        if last > high:
+            edges.append(np.linspace(high, last, BINS + 1)[1:])
+        return cls(np.concatenate(edges), low, high)
+
+    def part(self, values: Array, grads: Array, count: int) -> _Part:
+        """Return the derivatives `grads` by `values` of `count` samples, binned."""
+        values, grads = values.reshape(count, -1), grads.reshape(count, -1)
+        width = values.shape[1]
+        step = max(1, width // THINNED) | 1
+        heavier = width / max(1, len(range(0, width, step)))
+        sums = np.zeros((count, len(self.edges) - 1))
+        squares = np.zeros(len(self.edges) - 1)
+        for row, (value, grad) in enumerate(zip(values, grads, strict=True)):
+            tails = np.flatnonzero((value < self.low) | (value > self.high))
+            some, found = value[::step], grad[::step]
+            inner = (some >= self.low) & (some <= self.high) & (some != 0)
+            for index, slopes, weight in (
+                (self._index(value[tails]), grad[tails], 1.0),
+                (self._index(some[inner]), found[inner], heavier),
+            ):
+                sums[row] += weight * np.bincount(index, slopes, len(squares))
+                squares += weight * np.bincount(index, np.square(slopes), len(squares))
+        return _Part(sums.astype(np.float32), squares)
+
+    def _index(self, values: Array) -> Array:
+        return np.clip(np.searchsorted(self.edges, values, "right") - 1, 0, len(self.edges) - 2)
+
+    def effect(self, parts: Sequence[_Part], seen: Histogram, count: int) -> Effect:
+        """Return what `parts` of `count` samples say together."""
+        squares = np.sum([part.squares for part in parts], axis=0) / max(1, count)
+        lower, upper = seen.edges
+        share = np.histogram((lower + upper) / 2, self.edges, weights=seen.counts)[0] / seen.count
+        sums = np.concatenate([part.sums for part in parts])
+        return Effect(self.edges[:-1], self.edges[1:], sums, squares, share * squares.sum())

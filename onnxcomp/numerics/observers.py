@@ -242,19 +242,23 @@ class Effect:
 
     `lows` and `highs` are edges of bins, `sums` `[n, bins]` the derivatives summed over the elements that lie in each, for
     each of `n` samples and a random direction of the outputs; `squares` `[bins]` their squares summed, averaged over the
-    samples. All are relative to the size of the outputs, so that costs are shares of the outputs' energy.
+    samples; `floor` `[bins]` the least that those squares are when all samples are counted that were seen. Elements that
+    are zero are stored exactly and count nowhere. All are relative to the size of the outputs, so that costs are shares of
+    the outputs' energy.
     """
 
     lows: Array64
     highs: Array64
     sums: Array
     squares: Array64
+    floor: Array64 | None = None
 
     def cost(self, affine: Affine) -> float:
         """Return the share of the outputs' energy that storing the value with `affine` is expected to disturb.
 
         What is cut off disturbs the same way everywhere, so its effects are added before they are squared; what is rounded
-        goes up and down at random, with a variance of a twelfth of the squared step.
+        goes up and down at random, with a variance of a twelfth of the squared step. What is cut off in samples whose
+        derivatives are not known disturbs at least as errors do that have nothing to do with each other (`floor`).
         """
         return self.clipped(affine) + self.rounded(affine)
 
@@ -262,7 +266,10 @@ class Effect:
         """Return the part of the cost that comes from what is cut off."""
         cut = self._cut(affine)
         outside = cut != 0
-        return float(np.mean(np.square(self.sums[:, outside] @ cut[outside]))) if outside.any() else 0.0
+        if not outside.any():
+            return 0.0
+        seen = float(np.mean(np.square(self.sums[:, outside] @ cut[outside])))
+        return seen if self.floor is None else max(seen, float(self.floor @ np.square(cut)))
 
     def rounded(self, affine: Affine) -> float:
         """Return the part of the cost that comes from rounding what is not cut off."""

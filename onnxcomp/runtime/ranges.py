@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.segment import with_outputs
 from onnxcomp.numerics.observers import Histogram
-from onnxcomp.runtime.capture import stream_values
+from onnxcomp.runtime.overlap import in_order, share, workers
+from onnxcomp.runtime.session import Session
 
 if TYPE_CHECKING:
     from onnxcomp.runtime.data import Samples
@@ -31,7 +33,7 @@ THINNED = 8192
 """Elements of one sample of one value that are counted: a few hundred samples make a million."""
 
 BATCH_BYTES = 64 * 2**20
-"""Aim of the values fetched in one run: these are all held at once."""
+"""Aim of the values held at once."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +60,64 @@ def observe_values(
         DataError: where a value becomes NaN or infinite, naming it and the sample.
     """
     start = time.perf_counter()
-    wanted = [*names]
-    held = sum(4 * math.prod(shapes.get(name, (1,))) for name in wanted)
-    batch = int(max(1, min(32, BATCH_BYTES // max(1, held))))
-    found = {name: Histogram() for name in wanted}
+    inputs = {v.name for v in model.graph.inputs}
+    made = [name for name in names if name not in inputs]
+    held = max(1, sum(4 * math.prod(shapes.get(name, (1,))) for name in names))
+    # Each of those who work at once holds its own values.
+    several = max(1, min(workers(threads), BATCH_BYTES // held))
+    batch = int(max(1, min(32, BATCH_BYTES // (held * several))))
+    session = Session(
+        with_outputs(model, made),
+        arena=False,
+        threads=share(threads) if several > 1 else threads,
+        custom_op_libs=custom_op_libs,
+    )
+
+    def look(feed: Mapping[str, Array]) -> dict[str, _Look]:
+        values = session.run(feed, made)
+        values.update((name, feed[name]) for name in names if name in inputs)
+        return {name: _looked(values.pop(name), shapes.get(name, ())) for name in names}
+
+    found = {name: Histogram() for name in names}
     first = 0
-    for values in stream_values(
-        model, wanted, samples, batch, threads=threads, custom_op_libs=custom_op_libs, progress=progress
-    ):
-        count = 1
-        for name, array in values.items():
-            rows = _by_sample(array, batch, shapes.get(name, ()))
-            count = max(count, len(rows))
-            _look(name, rows, found[name], first)
-        first += count
+    for looks in in_order(look, samples.batches(batch), several):
+        for name, seen in looks.items():
+            _count(name, seen, found[name], first)
+        first += max((len(seen.lows) for seen in looks.values()), default=0)
+        if progress:
+            progress(first)
     return Observed(found, time.perf_counter() - start)
 
 
-def _by_sample(array: Array, batch: int, shape: tuple[int, ...]) -> Array:
+@dataclass(frozen=True)
+class _Look:
+    """What one value is on a batch: `lows` and `highs` `[n]` of its samples, and some of the elements of each."""
+
+    lows: Array
+    highs: Array
+    some: Array
+
+
+def _looked(array: Array, shape: tuple[int, ...]) -> _Look:
+    rows = _by_sample(array, shape)
+    if not rows.size:
+        return _Look(np.zeros(len(rows)), np.zeros(len(rows)), rows)
+    # A copy, as a view would hold the whole value.
+    return _Look(rows.min(1), rows.max(1), np.ascontiguousarray(thinned(rows)))
+
+
+def _by_sample(array: Array, shape: tuple[int, ...]) -> Array:
     """Return `array` as one row per sample; values whose first axis is no batch are one row."""
     if array.ndim and shape and len(array) and math.prod(shape) * len(array) == array.size * (shape[0] or 1):
         return array.reshape(len(array) // max(1, shape[0]), -1)
     return array.reshape(1, -1)
 
 
-def _look(name: str, rows: Array, seen: Histogram, first: int) -> None:
-    """Take the `rows` of one value into `seen`; `first` is the number of the first sample."""
-    if not rows.size:
+def _count(name: str, look: _Look, seen: Histogram, first: int) -> None:
+    """Take a `look` at one value into `seen`; `first` is the number of the first sample."""
+    if not look.some.size:
         return
-    lows, highs = rows.min(1), rows.max(1)
+    lows, highs = look.lows, look.highs
     if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
         bad = first + int(np.flatnonzero(~(np.isfinite(lows) & np.isfinite(highs)))[0])
         raise DataError(
@@ -95,7 +126,7 @@ def _look(name: str, rows: Array, seen: Histogram, first: int) -> None:
         )
     for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
         seen.follow(low, high)
-    seen.add(thinned(rows), float(lows.min()), float(highs.max()))
+    seen.add(look.some, float(lows.min()), float(highs.max()))
 
 
 def thinned(rows: Array) -> Array:
