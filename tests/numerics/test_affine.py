@@ -32,7 +32,7 @@ def numbers(seed: int, low: float, high: float, count: int = 5000) -> Any:
 def in_onnxruntime(values: Any, affine: Affine, axis: int = 0) -> tuple[Any, Any]:
     """Return what QuantizeLinear makes of `values`, and what DequantizeLinear makes of that."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(affine.grid.dtype))
-    attrs = {"axis": axis} if affine.per_axis else {}
+    attrs: dict[str, Any] = {"axis": axis} if affine.per_axis else {}
     size = list(affine.scale.shape)
     graph = helper.make_graph(
         [
