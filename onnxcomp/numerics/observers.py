@@ -58,8 +58,8 @@ class Histogram:
         low, high = min(low, self.low), max(high, self.high)
         self._widen(low, high)
         self.low, self.high = low, high
-        flat = values[values != 0].astype(np.float32, copy=False)
-        index = np.floor(flat * np.float32(2.0**-self.exponent))
+        # In float32 the product of a tiny number would become zero, which lies in another bin than what is below zero.
+        index = np.floor(np.multiply(values[values != 0], 2.0**-self.exponent, dtype=np.float64))
         self.counts += np.bincount(index.astype(np.int64) - self.start, minlength=len(self.counts))
         self.count += values.size
 
