@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.harm import Place
+from onnxcomp.compiler.places import Place
 from onnxcomp.compiler.qdq import quantize_values
 from onnxcomp.compiler.quantizer import Plan
 from onnxcomp.compiler.trials import Trial

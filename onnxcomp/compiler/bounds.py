@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.compiler.harm import decibels
 from onnxcomp.compiler.passbase import Context, in_range
 from onnxcomp.compiler.trials import together
 from onnxcomp.errors import PreconditionError, UsageError
@@ -56,6 +55,11 @@ def drop_limit(lost: float, differing: int, total: int) -> float:
     size = total + 2
     spread = (differing + 1) - lost**2 / size
     return min(1.0, lost / size + QUANTILE * math.sqrt(max(0.0, spread)) / size)
+
+
+def decibels(share: float) -> float:
+    """Return the signal-to-noise ratio in dB at which errors have the `share` of the signal's energy."""
+    return math.inf if share <= 0 else -10 * math.log10(share)
 
 
 class Outcome:

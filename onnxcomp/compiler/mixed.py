@@ -19,9 +19,9 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alone import place_trial
 from onnxcomp.compiler.bounds import Bounds, Judge, Reached
 from onnxcomp.compiler.formats import WIDE, WIDE_OPSET, Formats
-from onnxcomp.compiler.harm import melted, places
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import CALL, PER_ELEMENT, PER_MAC
+from onnxcomp.compiler.places import melted, places
 from onnxcomp.compiler.quantizer import Plan, Settings, carry_out, plan, replan
 from onnxcomp.compiler.sparing import Harmed, Step, spare_nodes, spare_values
 from onnxcomp.compiler.target import Target
@@ -341,7 +341,8 @@ def _choices(
         name for head, name in melted(search.found.model, search.context.target).items() if head in saved
     }
     for node in search.found.model.graph.nodes:
-        if node.name not in saved or node.name in followers:
+        moves = search.context.target.role(node) == "same-scale"
+        if node.name not in saved or node.name in followers or moves:
             continue
         linear = linear_node(node)
         read = [

@@ -12,8 +12,8 @@ from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alone import node_trial
 from onnxcomp.compiler.formats import formats
-from onnxcomp.compiler.harm import melted
 from onnxcomp.compiler.passbase import Context, PassLog
+from onnxcomp.compiler.places import melted
 from onnxcomp.compiler.quantizer import Plan, Settings, plan
 from onnxcomp.compiler.techniques import Candidate, Technique
 from onnxcomp.ir.graph import Node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxcomp.compiler.harm import Place
+from onnxcomp.compiler.places import Place
 
 __all__ = ["Harmed", "Step", "spare_nodes", "spare_values"]
 
