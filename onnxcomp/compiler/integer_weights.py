@@ -49,7 +49,8 @@ def round_weights(
     """
     _settle_factors(model)
     result = model.clone()
-    quantize_values(result, affines)
+    outputs = context.target.outputs_quantized
+    quantize_values(result, affines, set(placement.nodes), outputs=outputs)
     nodes = {node.name: node for node in result.graph.nodes}
     for name, index in placement.constants:
         _store_uniform(result, nodes[name], index, formats.activations)

@@ -1,13 +1,14 @@
 """Edits that put QuantizeLinear and DequantizeLinear into a graph.
 
 The dequantized value takes over the name of the value it stands for, so that its readers, graph outputs and subgraphs
-read on; what the node itself makes is then called `NAME__float`. Weights, scales and zero points that are equal are
+read on; what the node itself makes is then called `NAME__float`. Where somebody is to go on reading what was made in
+float, the names are the other way round: the dequantized value is called `NAME__dq`. Weights, scales and zero points that are equal are
 stored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +37,25 @@ class Stored:
         return self.affine.dequantize(self.values, self.axis)
 
 
-def quantize_values(model: Model, values: Mapping[str, Affine]) -> None:
-    """Put a pair of QuantizeLinear and DequantizeLinear behind each of `values`, by name; edits `model` in place."""
+def quantize_values(
+    model: Model,
+    values: Mapping[str, Affine],
+    integers: Collection[str] | None = None,
+    *,
+    outputs: bool = False,
+) -> None:
+    """Put a pair of QuantizeLinear and DequantizeLinear behind each of `values`, by name; edits `model` in place.
+
+    `integers` names the nodes that compute in integers, None for all: what another node makes, other nodes go on reading as
+    it was. So do the outputs of the graph without `outputs`.
+    """
     parameters = _Parameters(model.graph)
     known = model.graph.values()
     for name, affine in values.items():
         value = known[name]
         assert isinstance(value, Variable), f"{name} is a constant"
-        _pair(model, value, affine, parameters)
+        kept = integers is not None and _stays_float(model.graph, value, integers, outputs)
+        _pair(model, value, affine, parameters, integers if kept else None)
 
 
 def quantize_value(model: Model, name: str, affine: Affine) -> None:
@@ -51,18 +63,20 @@ def quantize_value(model: Model, name: str, affine: Affine) -> None:
     quantize_values(model, {name: affine})
 
 
-def _pair(model: Model, value: Variable, affine: Affine, parameters: _Parameters) -> None:
-    """Put one pair behind `value`."""
+def _pair(
+    model: Model, value: Variable, affine: Affine, parameters: _Parameters, integers: Collection[str] | None
+) -> None:
+    """Put one pair behind `value`, for all its readers or, given `integers`, for those among them."""
     graph, name = model.graph, value.name
     maker = value.producer
     stored = Variable(graph.fresh_name(f"{name}__q"), np.dtype(affine.grid.dtype), value.shape)
-    if maker is None:
-        # A graph input keeps its name, so its readers are told the new one.
+    if maker is None or integers is not None:
+        # What stays as it is keeps its name, so the readers of integers are told the new one.
         real = Variable(graph.fresh_name(f"{name}__dq"), value.dtype, value.shape)
-        readers = list(graph.uses(value))
-        for node, index in readers:
-            graph.set_input(node, index, real)
-        source, place = value, 0
+        for node, index in list(graph.uses(value)):
+            if integers is None or node.name in integers:
+                graph.set_input(node, index, real)
+        source, place = value, 0 if maker is None else graph.nodes.index(maker) + 1
     else:
         real = value
         source = Variable(graph.fresh_name(f"{name}__float"), value.dtype, value.shape)
@@ -74,6 +88,14 @@ def _pair(model: Model, value: Variable, affine: Affine, parameters: _Parameters
         "DequantizeLinear", graph.fresh_name(f"{name}__dequantize"), {}, [stored, *inputs], [real]
     )
     graph.nodes[place:place] = [quantize, dequantize]
+
+
+def _stays_float(graph: Graph, value: Variable, integers: Collection[str], outputs: bool) -> bool:
+    """Return whether `value` is made in float and read in integers: then nobody else need suffer from its storage."""
+    if value.producer is not None and value.producer.name in integers:
+        return False
+    read = any(node.name in integers for node, _ in graph.uses(value))
+    return read and not (outputs and graph.is_output(value))
 
 
 def store_constant(model: Model, node: Node, index: int, stored: Stored) -> None:
