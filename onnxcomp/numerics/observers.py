@@ -79,7 +79,10 @@ class Histogram:
         return np.clip(lower, self.low, self.high), np.clip(lower + width, self.low, self.high)
 
     def merged(self, others: Sequence[Histogram]) -> Histogram:
-        """Return one histogram of the values of this one and of `others`, each weighing the same."""
+        """Return one histogram of the values of this one and of `others`, each weighing the same.
+
+        Its moving average reaches as far as any of theirs.
+        """
         found = Histogram()
         for part in (self, *others):
             if not part.count:
@@ -94,6 +97,9 @@ class Histogram:
             # Counts are whole numbers no longer: each part is as heavy as the first.
             found.counts[at : at + len(twin.counts)] += twin.counts * (self.count / part.count)
             found.count += self.count
+            if part.average is not None:
+                a, b = found.average or part.average
+                found.average = (min(a, part.average[0]), max(b, part.average[1]))
         return found
 
     def _widen(self, low: float, high: float) -> None:

@@ -99,6 +99,11 @@ def test_merging_weighs_all_alike_and_forgets_what_saw_nothing() -> None:
     assert sorted(filled(merged).values()) == pytest.approx([10, 10])
 
 
+def test_merged_averages_reach_as_far_as_any_of_them() -> None:
+    merged = Histogram().merged([seen([-1, 2]), seen([-0.5, 5]), Histogram()])
+    assert merged.average == (-1, 5)
+
+
 def test_minmax_takes_the_extremes() -> None:
     assert choose_range(seen([-1, 2, 0.5], [3, -0.25]), GRID, "minmax") == (-1, 3)
 
