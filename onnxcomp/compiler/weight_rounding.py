@@ -22,6 +22,9 @@ Array64 = NDArray[np.float64]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 """How weights are rounded: each to the nearest, or with errors propagated to those rounded later."""
 
+DOUBT = 0.25
+"""Part of the variance missed that a squared shift is weighed against."""
+
 
 @dataclass
 class Rounder:
@@ -46,7 +49,7 @@ class Rounder:
         node, moments = visit.node, visit.moments
         name = visit.site.name
         wanted = node.matrix()
-        H = moments.covariance() if node.has_bias and self.correct else moments.sum_xx / moments.count
+        H = moments.sum_xx / moments.count
         affine = weight_affine(
             wanted, np.einsum("gdd->gd", H), self.grids[name], self.per_channel[name], self.floors.get(name)
         )
@@ -57,10 +60,24 @@ class Rounder:
         self.stored[name] = stored_weight(node, integers, affine)
         flat = affine.dequantize(integers.reshape(-1, integers.shape[2]), 0).astype(np.float64)
         matrix = flat.reshape(integers.shape)
-        bias = None
-        if node.has_bias and self.correct:
-            bias = (moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)).reshape(-1)
+        bias = node.bias() + _correction(visit, matrix) if node.has_bias and self.correct else None
         return Solution(matrix, bias)
+
+
+def _correction(visit: Visit, matrix: Array64) -> Array64:
+    """Return what to add to the bias of the node visited for what its mean output has moved by, `[o]`.
+
+    A shift that stands out from what the output misses anyway is made up for, a small one is left: it differs from image to
+    image as much as the error does (EfficientNet-Lite0: 24.2 dB with all of it, 25.5 with none, 26.4 so).
+    """
+    node, moments = visit.node, visit.moments
+    shift = (moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)).reshape(-1) - node.bias()
+    H, G = moments.covariance(), moments.cross()
+    missed = moments.variance_y() - 2 * np.einsum("god,god->go", matrix, G)
+    missed += np.einsum("god,gde,goe->go", matrix, H, matrix, optimize=True)
+    doubt = np.maximum(missed, 0).reshape(-1) * DOUBT
+    corrected: Array64 = shift**3 / np.maximum(shift**2 + doubt, 1e-300)
+    return corrected
 
 
 def weight_affine(
