@@ -227,7 +227,7 @@ class Judge:
         tolerance, count = bounds.tolerance, len(samples)
         share = max(LEAST_HELD, min(USUAL_HELD, ENOUGH / count))
         if tolerance is not None:
-            needed = math.log(1 - CONFIDENCE) / math.log1p(-min(tolerance, 0.999))
+            needed = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-min(tolerance, 0.999)))
             if needed > MOST_HELD * count:
                 raise PreconditionError(
                     f"{bounds} takes at least {math.ceil(needed / MOST_HELD):,} samples to confirm, of which half are "

@@ -87,7 +87,7 @@ def test_bounds_are_met_at_the_limit_and_not_at_what_was_seen() -> None:
 
 def test_too_few_samples_are_refused_with_the_number_that_would_do() -> None:
     model = parse_model(LINEAR)
-    with pytest.raises(PreconditionError, match=r"agreement=99 takes at least 459 samples .* there are 48"):
+    with pytest.raises(PreconditionError, match=r"agreement=99 takes at least 460 samples .* there are 48"):
         Judge(Bounds(agreement=99.0), context_for(model))
     enough = Judge(Bounds(agreement=99.0), context_for(model, noise(model, 460)))
     assert len(enough.held) == 230
