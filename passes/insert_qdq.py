@@ -9,6 +9,7 @@ from onnxcomp.compiler.bounds import Bounds, check_bounds
 from onnxcomp.compiler.channel_forms import channel_forms
 from onnxcomp.compiler.excludes import matching_nodes
 from onnxcomp.compiler.formats import Formats, formats
+from onnxcomp.compiler.fusing import tell_fusion
 from onnxcomp.compiler.harm import tell_harm
 from onnxcomp.compiler.mixed import quantize_mixed
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
@@ -114,14 +115,15 @@ class InsertQdq(Pass):
         settings = self._settings(model, context)
         model = channel_forms(model, self.equalize, self.split_outliers, wanted, settings, context, log)
         if self.precision == "mixed":
-            return log.result(
-                quantize_mixed(model, wanted, self.keep, self._bounds(), settings, context, log)
-            )
-        found = plan(model, wanted, settings, context, log)
-        if found is None:
-            return log.result(model)
-        tell_harm(found, context, log, corrected=self.bias_correction)
-        return log.result(carry_out(found, settings, context, log))
+            result = quantize_mixed(model, wanted, self.keep, self._bounds(), settings, context, log)
+        else:
+            found = plan(model, wanted, settings, context, log)
+            if found is None:
+                return log.result(model)
+            tell_harm(found, context, log, corrected=self.bias_correction)
+            result = carry_out(found, settings, context, log)
+        tell_fusion(result, context, log)
+        return log.result(result)
 
     def _bounds(self) -> Bounds:
         return Bounds(self.min_sqnr, self.max_drop, self.agreement)
