@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxcomp.api import optimize
-from onnxcomp.compiler.lint import check_target
-from onnxcomp.compiler.passbase import PassResult
-from onnxcomp.compiler.target_files import load_target
 from onnxcomp.errors import DataError, PreconditionError, UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.proto import to_proto
-from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.insert_qdq import InsertQdq
 from onnxcomp.runtime.fusion import fusion_of
 from onnxcomp.runtime.session import Session
-from onnxcomp.testing import assert_valid
-from tests.support.pruning import context_for, noise, zoo, zoo_context
+from tests.support.pruning import context_for, noise, zoo_context
+from tests.support.quantizing import SMALL, filled, folded, quantized, sqnr
 from tests.support.text import net
-
-SHARED = Path(__file__).parents[3] / "shared"
-QDQ = ("ort-cpu", "openvino", "tensorrt", "qnn")
-
-
-def sqnr(before: Model, after: Model, feeds: Mapping[str, Array]) -> float:
-    """Return the SQNR of the worst output in dB."""
-    one, two = (Session(m, threads=1).run(feeds) for m in (before, after))
-    return min(
-        float(10 * np.log10(np.square(a).sum() / max(np.square(a - b).sum(), 1e-30)))
-        for a, b in zip(one.values(), two.values(), strict=True)
-    )
-
-
-@cache
-def folded(name: str) -> Model:
-    model = zoo(name)
-    return FoldBatchnorm().run(model, zoo_context(model, 8)).model
-
-
-def quantized(
-    model: Model, feeds: Mapping[str, Array] | None = None, target: str = "ort-cpu", **options: Any
-) -> PassResult:
-    """Run the pass on `model`, on digits for shipped nets and on `feeds` or noise for others."""
-    step = InsertQdq(**options)
-    step.check()
-    shipped = feeds is None and model.graph.outputs[0].name == "logits"
-    given = {"target": load_target(target)}
-    context = zoo_context(model, 48, **given) if shipped else context_for(model, feeds, **given)
-    before = to_proto(model).SerializeToString()
-    result = step.run(model.clone(), context)
-    assert to_proto(model).SerializeToString() == before
-    assert_valid(result.model, like=model if result.model.opset == model.opset else None)
-    assert result.changed == bool(result.changes)
-    return result
 
 
 def dtypes(model: Model, op: str) -> set[str]:
@@ -82,30 +39,6 @@ def weight_scales(model: Model) -> list[Array]:
         for n in model.graph.nodes
         if n.op == "DequantizeLinear" and n.constant(0) is not None and (found := n.constant(1)) is not None
     ]
-
-
-SMALL = net(
-    "(float[N,3,8,8] x) => (float[N,5] y)",
-    "float[8,3,3,3] a, float[8] p, float[8,8,3,3] b, float[8] q, float[512,5] c, float[5] d",
-    "h = Conv<pads=[1,1,1,1]>(x, a, p) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b, q) s = Add(i, r) t = Relu(s)"
-    " f = Flatten(t) y = Gemm(f, c, d)",
-)
-
-
-def filled(text: str, seed: int = 0) -> Model:
-    """Return the model of `text` with random float weights."""
-    model = parse_model(text)
-    rng = np.random.default_rng(seed)
-    for name, constant in list(model.graph.constants.items()):
-        values = constant.values
-        if values.dtype == np.float32 and values.ndim and not values.any():
-            reader, index = next(iter(model.graph.uses(constant)))
-            spread = 1 / np.sqrt(max(1, values[0].size))
-            model.graph.set_constant(
-                reader, index, (rng.standard_normal(values.shape) * spread).astype(np.float32)
-            )
-            assert name
-    return model
 
 
 # --- nothing may change ------------------------------------------------------------------------------------------------
@@ -134,66 +67,6 @@ def test_where_everything_is_excluded_nothing_changes_and_every_node_is_named() 
     linear = {n.name for n in model.graph.nodes if n.op in ("Conv", "Gemm")}
     assert {skip.where for skip in found.skips} == linear
     assert all("it is excluded" in skip.reason for skip in found.skips)
-
-
-# --- how good it is -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [
-        ("digits_resnet", 30.0),
-        ("digits_vgg", 30.0),
-        ("digits_mobilenet", 22.0),
-        ("digits_mlp", 30.0),
-        ("digits_shufflenet", 25.0),
-        ("digits_densenet", 25.0),
-    ],
-)
-def test_shipped_nets_stay_close_to_themselves_and_are_fused_whole(name: str, least: float) -> None:
-    model = folded(name)
-    found = quantized(model).model
-    feeds = next(iter(zoo_context(model, 48).calibration.batches(48)))  # type: ignore[union-attr]
-    assert sqnr(model, found, feeds) >= least
-    fusion = fusion_of(found)
-    assert fusion.fused
-    # The last Gemm with a float bias has its weight in integers only.
-    last = model.graph.outputs[0].producer
-    assert last is not None
-    assert not [n for n in fusion.unfused if n.name != last.name and n.op != "HardSigmoid"]
-    # Normalizations of what a concatenation grows by cannot be folded, and nothing computes them in integers.
-    left = {"HardSigmoid"} if name != "digits_densenet" else {n.op for n in fusion.islands} - {"Conv", "Gemm"}
-    assert not [n for n in fusion.islands if n.op not in left]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "data", "least"),
-    [
-        ("cifar10_resnet20_bn", "cifar10", 31.0),
-        ("cifar10_vgg9_bn", "cifar10", 36.0),
-        ("efficientnet_lite0_bn", "imagenet", 20.0),
-    ],
-)
-def test_real_networks_are_fused_whole_between_the_first_and_the_last_node(
-    name: str, data: str, least: float
-) -> None:
-    path = SHARED / "models" / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip("the networks for measurements are not here")
-    result = optimize(
-        path,
-        "fold-constants,fold-batchnorm,remove-dead,insert-qdq",
-        calibration=str(SHARED / "data" / f"{data}_calibration.npz"),
-        samples=64,
-        threads=2,
-    )
-    fusion = fusion_of(result.model)
-    last = result.model.graph.outputs[0].producer
-    assert last is not None
-    assert [n for n in fusion.unfused if n.name != last.name] == []
-    assert not fusion.islands
-    assert result.report.comparison is not None
-    assert result.report.comparison.sqnr_db is not None
-    assert result.report.comparison.sqnr_db >= least
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -478,17 +351,6 @@ def test_free_sizes_stay_free() -> None:
     other = {"x": np.random.default_rng(1).standard_normal((5, 3, 7, 9)).astype(np.float32)}
     assert sqnr(model, found, other) > 20
     assert found.graph.inputs[0].shape == ("N", 3, "H", "W")
-
-
-@pytest.mark.parametrize("target", QDQ)
-@pytest.mark.parametrize("name", ["digits_resnet", "digits_mlp"])
-def test_every_target_takes_what_is_made_for_it(name: str, target: str) -> None:
-    model = folded(name)
-    found = quantized(model, target=target)
-    assert found.changed
-    objections = [f for f in check_target(found.model, load_target(target)) if f.hard]
-    # What a target says of the file as a whole (sizes, versions) is not this pass's to change.
-    assert not [f for f in objections if f.where != "the file" and f.table not in ("shapes", "opset", "ir")]
 
 
 def test_what_a_target_does_not_take_is_refused_with_what_to_do() -> None:
