@@ -22,7 +22,7 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import ACTIVATIONS, HOMOGENEOUS, POOLING, RESHAPING
-from onnxcomp.numerics.equalizing import Between, Layer, balanced, quietest
+from onnxcomp.numerics.equalizing import Between, Layer, balanced, fill_powers, quietest
 from onnxcomp.runtime.capture import batch_size, stream_values
 
 __all__ = ["Link", "equalize_layers", "links"]
@@ -57,7 +57,8 @@ def equalize_layers(
     """Scale the channels between the layers of `model`, in place; return how many pairs of layers were changed.
 
     The factors are those with which rounding to `formats` disturbs the outputs least; where nothing is known of the outputs,
-    those that balance the weights. `shapes` are those of all values for one sample; nodes named in `left_alone` keep
+    those that balance the weights. Where steps are powers of two, all channels of a pair are scaled alike besides, so that
+    the grids are filled, and the bounds of Clips with them. `shapes` are those of all values for one sample; nodes named in `left_alone` keep
     their weights.
     """
     found = links(model, shapes, left_alone, log)
@@ -97,6 +98,10 @@ def equalize_layers(
             for link, limits in zip(found, between, strict=True)
         ]
         factors = quietest(layers, between)
+        if formats.weights.pow2 and formats.activations.pow2:
+            units = fill_powers(layers, between, factors)
+            factors = [factor * unit for factor, unit in zip(factors, units, strict=True)]
+            _move_bounds(model, found, units)
     for node in nodes:
         incoming, outgoing = reads.get(node), makes.get(node)
         scale_channels(
@@ -120,6 +125,15 @@ def _tell(
             + (f"; {held} of them reach the bound of the Clip between and keep their scale" if held else ""),
             factors=[float(f"{factor.min():.4g}"), float(f"{factor.max():.4g}")],
         )
+
+
+def _move_bounds(model: Model, found: Sequence[Link], units: Sequence[float]) -> None:
+    """Make the upper bounds of the Clips on the way as much larger as all channels there become."""
+    for link, unit in zip(found, units, strict=True):
+        for clip in link.clips:
+            old = clip.constant(2)
+            assert old is not None
+            model.graph.set_constant(clip, 2, np.asarray(old * unit, old.dtype), "equalized")
 
 
 def _by_channel(features: Array64, channels: int) -> Array64:

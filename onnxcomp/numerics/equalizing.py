@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, minimize
 
-__all__ = ["Between", "Layer", "balanced", "quietest"]
+__all__ = ["Between", "Layer", "balanced", "fill_powers", "quietest"]
 
 Array64: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -31,6 +31,12 @@ STEPS = 150
 
 SHARPNESS = 40.0
 """How closely a smooth maximum follows the largest: by the logarithm of how many are as large, divided by this."""
+
+UNITS = 2.0 ** (np.arange(24) / 24)
+"""Numbers tried for all channels alike: those from one power of two to the next."""
+
+FILLED = 6
+"""Rounds over all pairs in search of these numbers."""
 
 WIDEST = 2.0**12
 """Factors stay between this and its inverse: channels that hardly exist would ask for more."""
@@ -158,6 +164,62 @@ def quietest(layers: Sequence[Layer], between: Sequence[Between]) -> list[Array6
         options={"maxiter": STEPS, "maxcor": 20},
     )
     return [np.exp(found.x[a:b]) for a, b in zip(program.ends, program.ends[1:], strict=False)]
+
+
+def fill_powers(
+    layers: Sequence[Layer], between: Sequence[Between], factors: Sequence[Array64]
+) -> list[float]:
+    """Return for each of `between` the number by which all its `factors` are to be multiplied where steps are powers of two.
+
+    A step that is rounded up to the next power leaves a part of the grid unused. One number for all channels moves where values
+    and the weights on both sides lie between two powers; the one of least noise is taken, pair after pair, and again, until
+    none changes.
+    """
+    state = _State(layers, between, [factor.copy() for factor in factors])
+    made = {layer.makes: layer for layer in layers if layer.makes is not None}
+    read = {layer.reads: layer for layer in layers if layer.reads is not None}
+    found = [1.0] * len(between)
+    for _ in range(FILLED):
+        before = list(found)
+        for number, limits in enumerate(between):
+            noises = []
+            for unit in UNITS:
+                state.factors[number] = factors[number] * unit
+                noises.append(
+                    _stepped(state, made[number])
+                    + _stepped(state, read[number])
+                    + _stored(state, number, limits)
+                )
+            found[number] = float(UNITS[int(np.argmin(noises))])
+            state.factors[number] = factors[number] * found[number]
+        if found == before:
+            break
+    return found
+
+
+def _stepped(state: _State, layer: Layer) -> float:
+    """Return the noise of rounding a layer's weights to steps that are powers of two, but for a twelfth."""
+    assert layer.power is not None and layer.gain is not None
+    power, gain = layer.power, layer.gain
+    if layer.reads is not None:
+        power = power * np.square(state.factors[layer.reads].reshape(power.shape))
+    if layer.makes is not None:
+        gain = gain / np.square(state.factors[layer.makes].reshape(gain.shape))
+    return _square_step(float(state.scaled(layer).max()), layer.levels) * float(
+        (power.sum(1) * gain.sum(1)).sum()
+    )
+
+
+def _stored(state: _State, number: int, limits: Between) -> float:
+    """Return the noise of storing values with a step that is a power of two, but for a twelfth."""
+    assert limits.tops is not None and limits.gain is not None
+    factor = state.factors[number]
+    step = _square_step(float((limits.tops * factor).max()), limits.levels)
+    return step * float((limits.gain / np.square(factor)).sum())
+
+
+def _square_step(largest: float, levels: int) -> float:
+    return float(4.0 ** np.ceil(np.log2(largest / levels))) if largest > 0 else 0.0
 
 
 class _Program:

@@ -9,7 +9,7 @@ from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import equalize
 from onnxcomp.compiler.equalize import equalize_layers
-from onnxcomp.compiler.formats import formats
+from onnxcomp.compiler.formats import Formats, formats
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.compiler.splitting import split_channels
 from onnxcomp.compiler.target_files import load_target
@@ -25,6 +25,7 @@ WEIGHTS = (
 )
 TAIL = "m = GlobalAveragePool(k)  f = Flatten(m)  y = Gemm(f, g)"
 PER_TENSOR = formats(load_target("ort-cpu"), {"granularity": "per-tensor"})
+POW2 = formats(load_target("pow2"), {})
 
 
 def chain(first: str, second: str) -> str:
@@ -37,12 +38,12 @@ def chain(first: str, second: str) -> str:
 
 
 def equalized(
-    model: Model, *left_alone: str, samples: int = 16
+    model: Model, *left_alone: str, wanted: Formats = PER_TENSOR
 ) -> tuple[Model, PassLog, dict[str, np.ndarray]]:
     """Equalize a copy of `model`; return it, the log and the samples."""
-    feeds = noise(model, samples)
+    feeds = noise(model, 16)
     after, log = model.clone(), PassLog()
-    equalize_layers(after, default_shapes(model), set(left_alone), PER_TENSOR, context_for(model, feeds), log)
+    equalize_layers(after, default_shapes(model), set(left_alone), wanted, context_for(model, feeds), log)
     assert_valid(after, model)
     assert (fingerprint(after) != fingerprint(model)) == bool(log.changes)
     return after, log, feeds
@@ -83,6 +84,16 @@ def test_a_clip_clips_on_the_samples_what_it_did() -> None:
     assert len(log.changes) == 3
     before, now = outputs(model, feeds), outputs(after, feeds)
     np.testing.assert_allclose(now, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+
+
+def test_where_scales_are_powers_of_two_bounds_move_with_the_channels() -> None:
+    model = parse_model(chain("Clip(c, zero, six)", "Clip(h, zero, six)"))
+    after, _, feeds = equalized(model, wanted=POW2)
+    before, now = outputs(model, feeds), outputs(after, feeds)
+    np.testing.assert_allclose(now, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
+    bounds = [float(n.inputs[2].values) for n in after.graph.nodes if n.op == "Clip"]
+    assert bounds[0] != 0.4 or bounds[1] != 0.4
+    assert model.graph.constants["six"].values == np.float32(0.4)
 
 
 def test_channels_that_reach_the_bound_keep_their_scale() -> None:

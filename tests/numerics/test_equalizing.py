@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.numerics.equalizing import Between, Layer, balanced, quietest
+from onnxcomp.numerics.equalizing import Between, Layer, balanced, fill_powers, quietest
 from onnxcomp.numerics.splitting import split_outliers
 
 RNG = np.random.default_rng(5)
@@ -92,6 +92,18 @@ def test_the_least_noise_is_where_no_single_factor_makes_less() -> None:
                 moved = [f.copy() for f in found]
                 moved[number][channel] *= part
                 assert noise(moved) > 0.97 * best
+
+
+def test_where_steps_are_powers_of_two_grids_are_filled() -> None:
+    layers = [
+        Layer(np.full((1, 4, 2), 1.0), makes=0, power=np.ones((1, 1)), gain=np.full((1, 4), 1e-9)),
+        Layer(np.full((1, 3, 4), 1.0), reads=0, power=np.full((1, 4), 1e-9), gain=np.ones((1, 3))),
+    ]
+    between = [Between(4, tops=np.full(4, 127 * 1.1), gain=np.ones(4), levels=127)]
+    (unit,) = fill_powers(layers, between, [np.ones(4)])
+    assert 1.1 * unit <= 2 < 1.1 * unit * 1.06
+    full = [Between(4, tops=np.full(4, 127.0), gain=np.ones(4), levels=127)]
+    assert fill_powers(layers, full, [np.ones(4)]) == [1.0]
 
 
 # --- outliers --------------------------------------------------------------------------------------------------------
