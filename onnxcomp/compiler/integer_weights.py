@@ -86,7 +86,9 @@ def round_weights(
         stored = rounder.stored.get(site.node) or plain_weight(
             linear, formats.weights, formats.per_channel, floors[site.node]
         )
-        if formats.bias == "int32":
+        # onnxruntime fuses a Gemm whose output stays float only where its bias is an integer, too.
+        final = linear.layout == "gemm" and linear.node.output.name not in placement.values
+        if formats.bias == "int32" or final:
             _store_bias(result, linear, stored.affine, affines[_input_of(model, site.node)], log)
         store_constant(result, linear.node, site.index, stored)
     return result, errors
