@@ -108,6 +108,7 @@ class _Placer:
             name for name, kind in types.items() if kind.dtype is not None and kind.dtype == np.float32
         }
         self.captured = model.graph.captured()
+        self.alive = _depending(model)
         self.reasons: dict[str, str] = {}
         self.head: dict[Node, Node] = {}
         """The node that an activation melts into."""
@@ -167,6 +168,8 @@ class _Placer:
                 return reason
         wired = [node.inputs[i] for i in self._operands(node)]
         for value in [*wired, *node.outputs[:1]]:
+            if isinstance(value, Variable) and value.name not in self.alive:
+                return f"{value.name!r} is computed from constants alone; run fold-constants first"
             if isinstance(value, Constant):
                 uniform = value.values.size and (value.values == value.values.flat[0]).all()
                 if linear_node(node) is None and not uniform:
@@ -291,6 +294,15 @@ class _Placer:
             return []
         weight = linear.weight_array()
         return [WeightSite(node.name, linear.weight, linear.out_axis, weight.shape[linear.out_axis])]
+
+
+def _depending(model: Model) -> set[str]:
+    """Return the names of the values that depend on an input of the graph, which others never change with."""
+    found = {v.name for v in model.graph.inputs}
+    for node in model.graph.nodes:
+        if found.intersection((*(v.name for v in node.inputs), *node.captures)):
+            found.update(v.name for v in node.outputs if v.name)
+    return found
 
 
 def _add(net: nx.DiGraph, start: object, end: object, capacity: float) -> None:

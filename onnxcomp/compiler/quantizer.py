@@ -16,11 +16,14 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.effects import output_effects
 from onnxcomp.compiler.formats import Formats
 from onnxcomp.compiler.integer_forms import integer_forms
+from onnxcomp.compiler.integer_stored import fold_stored
+from onnxcomp.compiler.integer_tables import store_tables, tables
 from onnxcomp.compiler.integer_weights import round_weights
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import Placement, place
 from onnxcomp.compiler.range_choice import Chosen, RangeObserver, choose_ranges
 from onnxcomp.compiler.range_files import check_ranges
+from onnxcomp.compiler.staying_float import stored_floats
 from onnxcomp.compiler.target import Target
 from onnxcomp.compiler.ties import tie_additions
 from onnxcomp.compiler.trying import tried_out
@@ -100,12 +103,13 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
         if reason is not None:
             kept.setdefault(node.name, reason)
     if settings.rewrite:
+        fold_stored(model, kept, log)
         integer_forms(model, _shapes(model, context), kept, log)
     shapes = _shapes(model, context)
     check_ranges(model, settings.given)
     placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
     if not placement.nodes:
-        _tell_float(placement, log)
+        _tell_float(model, placement, kept, context, log)
         return None
     start = time.perf_counter()
     seen, effects = _look(model, placement, settings, context, shapes)
@@ -187,6 +191,8 @@ def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -
         correct=settings.correct,
     )
     _tell(found, errors, log)
+    store_tables(model, tables(model, context.target, found.kept), found.formats.weights, log)
+    _tell_float(model, found.placement, found.kept, context, log)
     return model
 
 
@@ -283,8 +289,11 @@ def _edges(model: Model, placement: Placement, chosen: Chosen, shapes: Shapes) -
     return found
 
 
-def _tell_float(placement: Placement, log: PassLog) -> None:
-    for name, reason in placement.reasons.items():
+def _tell_float(
+    model: Model, placement: Placement, kept: Mapping[str, str], context: Context, log: PassLog
+) -> None:
+    found = stored_floats(model, context.target, kept, {*placement.nodes, *placement.reasons})
+    for name, reason in {**placement.reasons, **found}.items():
         log.skip(name, f"it stays float: {reason}")
 
 
@@ -316,4 +325,3 @@ def _tell(found: Plan, errors: Mapping[str, float], log: PassLog) -> None:
         log.note(
             f"storing values is expected to leave {-10 * math.log10(expected):.1f} dB between outputs and error"
         )
-    _tell_float(placement, log)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["captures", "nested_tensors", "scoped", "subgraph_initializers", "subgraphs"]
+if TYPE_CHECKING:
+    from onnxcomp.ir.graph import Node
+
+__all__ = [
+    "captures",
+    "inner_elements",
+    "inner_operators",
+    "nested_tensors",
+    "scoped",
+    "subgraph_initializers",
+    "subgraphs",
+]
 
 
 def subgraphs(node: NodeProto) -> Iterable[GraphProto]:
@@ -79,3 +92,28 @@ def subgraph_initializers(proto: ModelProto) -> Iterator[TensorProto]:
         graph = waiting.pop(0)
         yield from graph.initializer
         waiting.extend(inner for node in graph.node for inner in subgraphs(node))
+
+
+def inner_operators(node: Node) -> Iterator[str]:
+    """Yield the operators inside the subgraphs of `node`, at any depth."""
+    for attribute in _protos(node):
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            yield from _operators(graph)
+
+
+def _operators(graph: GraphProto) -> Iterator[str]:
+    for child in graph.node:
+        yield child.op_type
+        for inner in subgraphs(child):
+            yield from _operators(inner)
+
+
+def inner_elements(node: Node) -> int:
+    """Return how many numbers the floating-point tensors inside the subgraphs of `node` hold, at any depth."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    held = (t for a in _protos(node) if a.HasField("g") or a.graphs for t in _attribute_tensors(a))
+    return sum(math.prod(tensor.dims) for tensor in held if tensor.data_type in floats)
+
+
+def _protos(node: Node) -> list[AttributeProto]:
+    return [v for v in node.attrs.values() if isinstance(v, AttributeProto)]
