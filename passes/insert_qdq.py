@@ -122,7 +122,8 @@ class InsertQdq(Pass):
                 return log.result(model)
             tell_harm(found, context, log, corrected=self.bias_correction)
             result = carry_out(found, settings, context, log)
-        tell_fusion(result, context, log)
+        if log.changes:
+            tell_fusion(result, context, log)
         return log.result(result)
 
     def _bounds(self) -> Bounds:

@@ -18,6 +18,7 @@ from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alone import place_trial
 from onnxcomp.compiler.bounds import Bounds, Judge, Reached
+from onnxcomp.compiler.curves import RUINED
 from onnxcomp.compiler.formats import WIDE, WIDE_OPSET, Formats
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import CALL, PER_ELEMENT, PER_MAC
@@ -91,8 +92,11 @@ def quantize_mixed(
     context = replace(context, calibration=judge.rest)
     found = plan(model, formats, settings, context, log)
     floats = judge.reached(untouched)
+    held_by_floats = all(each.met for each in floats)
     if found is None:
-        return _told(untouched, floats, bounds, log)
+        if not held_by_floats:
+            log.shortfall = _not_even_float(bounds, floats)
+        return model if log.changes else untouched
     harmed = measured_harm(found, settings, context)
     saved = savings(found)
     if keep == "float":
@@ -100,22 +104,16 @@ def quantize_mixed(
     else:
         steps = spare_values(harmed, _widths(found))
     search = _Search(found, keep, steps, settings, context, judge)
-    held_by_floats = all(each.met for each in floats)
     best = search.least() if held_by_floats else search.at(0)
     if not best.model_changed and held_by_floats:
         log.note(f"{bounds} holds only where everything stays in float")
-        return untouched
+        # Forms that were rewritten for integers are told by now, and compute the same.
+        return found.model if log.changes else untouched
     log.changes += best.log.changes
     log.skips += [skip for skip in best.log.skips if skip not in log.skips]
     log.notes += [note for note in best.log.notes if note not in log.notes]
     _tell(search, best, harmed, saved, bounds, floats, log)
     return best.model
-
-
-def _told(model: Model, floats: Sequence[Reached], bounds: Bounds, log: PassLog) -> Model:
-    if not all(each.met for each in floats):
-        log.shortfall = _not_even_float(bounds, floats)
-    return model
 
 
 def _not_even_float(bounds: Bounds, floats: Sequence[Reached]) -> str:
@@ -139,7 +137,7 @@ def measured_harm(found: Plan, settings: Settings, context: Context) -> list[Har
     judging = Judging(min(JUDGES, max(FEWEST, samples)))
     trials = [place_trial(found, place) for place in asked]
     verdicts, _ = run_trials(found.model, trials, None, context, "measuring places alone", judging)
-    harm = {(p.kind, p.name): max(0.0, v.damage) for p, v in zip(asked, verdicts, strict=True)}
+    harm = {(p.kind, p.name): min(RUINED, max(0.0, v.damage)) for p, v in zip(asked, verdicts, strict=True)}
     # What was not measured is put on the scale of what was.
     expected = sum(p.expected for p in asked if p.expected)
     scale = sum(harm[p.kind, p.name] for p in asked if p.expected) / expected if expected else 0.0
@@ -303,12 +301,12 @@ def _tell(
     log: PassLog,
 ) -> None:
     spared = search.spared(best.steps)
-    what = "nodes in float" if search.keep == "float" else "scales of 16 bits"
+    what = _amount(len(spared), search.keep)
     rows = _choices(search, best, harmed, saved)
     bits = sum(row["bits_saved"] for row in rows if row["choice"] == "float")
     log.change(
         "graph",
-        f"{len(spared)} {what} so that {bounds} holds",
+        f"{what} so that {bounds} holds",
         choices=rows,
         tried={str(n): [each.text for each in t.reached] for n, t in sorted(search.tried.items())},
     )
@@ -317,14 +315,19 @@ def _tell(
     if best.steps:
         alone = "; ".join(each.text for each in search.at(0).reached)
         share = bits / max(1, sum(row["bits_saved"] for row in rows))
-        words += f"; without {len(spared)} {what}: {alone}"
+        words += f"; without {what}: {alone}"
         words += f"; they keep {share:.1%} of the bits that integers save" if search.keep == "float" else ""
     log.note(words)
     if not all(each.met for each in floats):
         log.shortfall = _not_even_float(bounds, floats)
     elif not best.met:
         rest = "; weights stay in 8 bits, keep=float may do more" if search.keep == "16-bit" else ""
-        log.shortfall = f"{bounds} does not hold with all {len(spared)} {what}{rest}"
+        log.shortfall = f"{bounds} does not hold with {what}, which is all there is to spare{rest}"
+
+
+def _amount(count: int, keep: Keep) -> str:
+    one, many = ("node", "nodes") if keep == "float" else ("scale", "scales")
+    return f"{count} {one if count == 1 else many} {'in float' if keep == 'float' else 'of 16 bits'}"
 
 
 def _choices(
