@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.compiler.attention_derivatives import ATTENTION_RULES, product_of_values
 from onnxcomp.compiler.tape import Grads, Tape
 from onnxcomp.ir.graph import Node, Value, Variable
 
@@ -108,6 +109,8 @@ def _resize(tape: Tape, node: Node) -> Grads | None:
 
 def _gemm(tape: Tape, node: Node) -> Grads | None:
     linear = linear_node(node)
+    if linear is None and node.is_op("MatMul"):
+        return product_of_values(tape, node)
     if linear is None or linear.layout not in ("gemm", "right"):
         return None
     matrix = linear.matrix()[0].astype(np.float32)
@@ -357,5 +360,6 @@ RULES: Mapping[str, Rule] = {
     "Slice": _slice,
     "Concat": _concat,
     "Split": _split,
+    **ATTENTION_RULES,
 }
 """How each operator hands its output's derivative to its inputs; what is not here stops it."""
