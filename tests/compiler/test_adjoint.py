@@ -130,8 +130,7 @@ CASES = {
     "attention": (
         "(float[2,5,6] x) => (float[2,5,6] y)",
         "float[6,6] q, bool[1,1,5] m = {1,0,1,1,1}, float low = {-3.4e38}",
-        "a = MatMul(x, q) t = Transpose <perm = [0,2,1]> (x) s = MatMul(a, t) "
-        "w = Where(m, s, low) p = Softmax(w) y = MatMul(p, x)",
+        "a = MatMul(x, q) t = Transpose <perm = [0,2,1]> (x) s = MatMul(a, t) w = Where(m, s, low) p = Softmax(w) y = MatMul(p, x)",
     ),
     "a choice between values": (
         IMAGE,
