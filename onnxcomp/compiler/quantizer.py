@@ -77,7 +77,8 @@ class Plan:
     """What is to become integers, on which scales, and what was found out on the way.
 
     `model` is the float model that it is about; `shapes` are those for one sample, `seen` and `effects` what is known of the
-    values, `kept` why nodes stay float, `seconds` how long looking at the values took.
+    values, `kept` why nodes stay float, `seconds` how long looking at the values took, `observer` what
+    chose the ranges where it is not that of the settings.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class Plan:
     inputs: Mapping[str, Array]
     kept: Mapping[str, str]
     seconds: float
+    observer: RangeObserver | None = None
 
 
 def plan(model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog) -> Plan | None:
@@ -133,7 +135,7 @@ def _tried(found: Plan, settings: Settings, context: Context, log: PassLog) -> P
         found.placement,
         found.formats,
         found.seen,
-        {},
+        found.effects,
         found.inputs,
         plain,
         context.target,
@@ -144,7 +146,8 @@ def _tried(found: Plan, settings: Settings, context: Context, log: PassLog) -> P
             f"ranges by their effect on the outputs leave {first:.1f} dB, by the error of the values alone {second:.1f} dB; "
             "the latter were taken"
         )
-    return replace(found, chosen=chosen)
+        return replace(found, chosen=other, observer="mse")
+    return found
 
 
 def replan(
@@ -165,6 +168,8 @@ def replan(
         # What floats now make at the border was inside before.
         more = _look(found.model, placement, settings, context, found.shapes)
         seen, effects = {**more[0], **seen}, {**more[1], **effects}
+    if found.observer is not None:
+        settings = replace(settings, observer=found.observer)
     chosen = _choose(found.model, placement, formats, seen, effects, found.inputs, settings, context.target)
     return replace(
         found,

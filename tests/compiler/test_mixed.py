@@ -11,7 +11,8 @@ import pytest
 
 from onnxcomp.compiler.formats import formats
 from onnxcomp.compiler.mixed import keep_on
-from onnxcomp.compiler.passbase import PassResult
+from onnxcomp.compiler.passbase import PassLog, PassResult
+from onnxcomp.compiler.quantizer import Settings, plan, replan
 from onnxcomp.compiler.target_files import load_target
 from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.model import Model
@@ -217,3 +218,16 @@ def test_a_bound_that_only_floats_hold_leaves_the_model_as_it_was() -> None:
     assert result.shortfall is None
     assert dump(result.model) == dump(model)
     assert result.notes[-1] == "min-sqnr=140 holds only where everything stays in float"
+
+
+def test_planning_anew_keeps_the_way_in_which_ranges_were_chosen() -> None:
+    """Where ranges of least error of the values themselves were found to be better, they stay."""
+    model = parse_model(TAIL)
+    context, log, settings = context_for(model, noise(model, 200)), PassLog(), Settings()
+    found = plan(model, formats(context.target, {}), settings, context, log)
+    assert found is not None
+    assert any("the latter were taken" in note for note in log.notes)
+    again = replan(found, settings, context)
+    assert again.chosen.ranges == found.chosen.ranges
+    assert again.chosen.costs == found.chosen.costs
+    assert again.chosen.costs
