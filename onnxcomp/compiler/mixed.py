@@ -306,7 +306,7 @@ def _tell(
     bits = sum(row["bits_saved"] for row in rows if row["choice"] == "float")
     log.change(
         "graph",
-        f"{what} so that {bounds} holds",
+        f"{what} so that {bounds} holds" if spared else f"{bounds} asks for nothing to be spared",
         choices=rows,
         tried={str(n): [each.text for each in t.reached] for n, t in sorted(search.tried.items())},
     )
