@@ -196,8 +196,8 @@ def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -
         correct=settings.correct,
     )
     _tell(found, errors, log)
+    _tell_float(found.model, found.placement, found.kept, context, log)
     store_tables(model, tables(model, context.target, found.kept), found.formats.weights, log)
-    _tell_float(model, found.placement, found.kept, context, log)
     return model
 
 
@@ -297,7 +297,9 @@ def _edges(model: Model, placement: Placement, chosen: Chosen, shapes: Shapes) -
 def _tell_float(
     model: Model, placement: Placement, kept: Mapping[str, str], context: Context, log: PassLog
 ) -> None:
-    found = stored_floats(model, context.target, kept, {*placement.nodes, *placement.reasons})
+    stored = {node.name for node in tables(model, context.target, kept)} if placement.nodes else set()
+    told = {*placement.nodes, *placement.reasons, *stored}
+    found = stored_floats(model, context.target, kept, told)
     for name, reason in {**placement.reasons, **found}.items():
         log.skip(name, f"it stays float: {reason}")
 

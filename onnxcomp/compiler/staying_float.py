@@ -48,7 +48,7 @@ def _inside(model: Model, node: Node) -> str | None:
 
 
 def _own(node: Node, target: Target) -> str | None:
-    weights = [v for v in node.inputs if isinstance(v, Constant) and v.values.size >= LEAST and _is_float(v)]
+    weights = [v for v in node.inputs if isinstance(v, Constant) and _is_large(v)]
     if not weights:
         return None
     names = ", ".join(repr(v.name) for v in weights)
@@ -57,6 +57,12 @@ def _own(node: Node, target: Target) -> str | None:
     if target.role(node) == "same-scale":
         return f"the constant {names} is no table of rows for it alone"
     return f"{target.name} computes {node.op} in float, with the weights {names}"
+
+
+def _is_large(constant: Constant) -> bool:
+    """Return whether a constant is a large matrix or kernel: biases and scales have one axis."""
+    long = sum(size > 1 for size in constant.values.shape)
+    return long > 1 and constant.values.size >= LEAST and _is_float(constant)
 
 
 def _is_float(constant: Constant) -> bool:

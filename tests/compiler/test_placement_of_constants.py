@@ -74,3 +74,4 @@ def test_a_node_with_weights_that_stay_float_is_told_of(body: str, weights: str,
 
 def test_small_constants_are_not_worth_a_word() -> None:
     assert not stored_floats(model_of("y = Mul(x, w)", "float[4,32] w"), CPU, {}, ())
+    assert not stored_floats(model_of("y = Mul(x, w)", "float[1,2048] w"), CPU, {}, ())
