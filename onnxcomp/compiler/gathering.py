@@ -44,8 +44,8 @@ POSITIONS = 256
 TOGETHER = 1024
 """Columns of several batches that are multiplied together."""
 
-TOGETHER_BYTES = 32 * 2**20
-"""Values of several batches that are held for that at most."""
+TOGETHER_BYTES = 8 * 2**20
+"""Values and columns of several batches that are held for that at most."""
 
 KEPT_BYTES = 64 * 2**20
 """Columns kept between passes over the samples; those of further batches are gathered anew at each."""
@@ -55,7 +55,8 @@ KEPT_BYTES = 64 * 2**20
 class Sampled:
     """Values of one batch from the original and from the compressed network, and the output positions to look at.
 
-    `independent` is about how many independent samples the batch is worth at a node, `columns` how many columns it makes.
+    `independent` is about how many independent samples the batch is worth at a node, `columns` how many columns it makes, of
+    `nbytes` together.
     """
 
     was: Values
@@ -63,6 +64,7 @@ class Sampled:
     positions: Rows | None
     independent: float
     columns: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,14 @@ def sample(
     most: int = POSITIONS,
 ) -> Iterator[Sampled]:
     """Yield the batches `values` with at most `most` positions of `node` a sample, drawn in their order."""
+    groups, _, width = node.matrix().shape
     for was, now in values:
         x = now[node.input]
         total = node.positions(x)
         positions = sample_positions(total, rng, most)
         columns = len(x) * (total if positions is None else len(positions))
-        yield Sampled(was, now, positions, len(x) * max(1.0, total / NEIGHBOURS), columns)
+        size = 4 * columns * groups * width
+        yield Sampled(was, now, positions, len(x) * max(1.0, total / NEIGHBOURS), columns, size)
 
 
 def _together(batches: Iterable[Sampled]) -> Iterator[list[Sampled]]:
@@ -108,7 +112,7 @@ def _together(batches: Iterable[Sampled]) -> Iterator[list[Sampled]]:
     for batch in batches:
         held.append(batch)
         columns += batch.columns
-        size += sum(array.nbytes for values in (batch.was, batch.now) for array in values.values())
+        size += batch.nbytes + sum(a.nbytes for values in (batch.was, batch.now) for a in values.values())
         if columns >= TOGETHER or size > TOGETHER_BYTES:
             yield held
             held, columns, size = [], 0, 0
@@ -162,7 +166,7 @@ class Gathered:
             return again.target_of(columns.x, target(columns))
 
         unkept = (
-            Sampled(was, now, positions, 0.0, 0)
+            Sampled(was, now, positions, 0.0, 0, 0)
             for (was, now), positions in zip(rest, self._positions, strict=True)
         )
         batches: Iterator[Columns | Sampled] = chain(self._kept, unkept)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,13 @@ Array64 = NDArray[np.float64]
 
 POSITIONS = 64
 """Positions of each sample that rounding looks at: it needs the correlations of inputs, not their last digit."""
+
+WALKED_BYTES = 1 << 30
+"""Aim of all stored values of the samples that rounding walks over: more samples change nothing that can be measured
+(EfficientNet-Lite0: 26.4 dB with 100, 26.2 with 40; ResNet-56: 31.8 with 300, 31.7 with 64)."""
+
+LEAST_WALKED = 32
+"""Samples that rounding walks over at least, where there are as many."""
 
 MOST_BIAS = 2.0**29
 """Largest stored bias that is planned for, a quarter of what int32 holds: correction of the mean still moves it."""
@@ -73,7 +82,7 @@ def round_weights(
             result,
             sites,
             rounder,
-            context,
+            _fewer(context, placement, shapes),
             shapes,
             "rounding weights",
             rounds=0,
@@ -92,6 +101,15 @@ def round_weights(
             _store_bias(result, linear, stored.affine, affines[_input_of(model, site.node)], log)
         store_constant(result, linear.node, site.index, stored)
     return result, errors
+
+
+def _fewer(context: Context, placement: Placement, shapes: Mapping[str, tuple[int, ...]]) -> Context:
+    """Return `context` with as many samples as rounding needs."""
+    samples = context.calibration
+    assert samples is not None
+    each = sum(4 * math.prod(shapes.get(name, (1,))) for name in placement.values)
+    wanted = max(LEAST_WALKED, WALKED_BYTES // max(1, each))
+    return replace(context, calibration=samples.take(wanted))
 
 
 def _linear(node: Node) -> LinearNode:

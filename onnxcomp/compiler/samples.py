@@ -30,7 +30,7 @@ _TOGETHER = 2
 _BATCH = 32
 """Samples that are compared together at most."""
 
-_BATCH_BYTES = 4 * 2**20
+_BATCH_BYTES = 2**21
 """Size of the inputs of samples compared together: activations of both networks take some hundred times that."""
 
 Feeds = Mapping[str, Array]

@@ -74,7 +74,7 @@ def _correction(visit: Visit, matrix: Array64) -> Array64:
     shift = (moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)).reshape(-1) - node.bias()
     H, G = moments.covariance(), moments.cross()
     missed = moments.variance_y() - 2 * np.einsum("god,god->go", matrix, G)
-    missed += np.einsum("god,gde,goe->go", matrix, H, matrix, optimize=True)
+    missed += np.einsum("god,god->go", matrix @ H, matrix)
     doubt = np.maximum(missed, 0).reshape(-1) * DOUBT
     corrected: Array64 = shift**3 / np.maximum(shift**2 + doubt, 1e-300)
     return corrected

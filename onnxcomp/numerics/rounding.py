@@ -71,9 +71,14 @@ def _inverse_roots(H: Array64) -> Array64:
     mean = np.einsum("gdd->g", H) / width
     # A block whose inputs never vary says nothing: its weights are rounded to the nearest.
     damping = np.where(mean > 0, DAMPING * mean, 1.0)
-    damped = H + damping[:, None, None] * np.eye(width)
+    damped = H.copy()
+    np.einsum("gdd->gd", damped)[:] += damping[:, None]
     inverse = np.linalg.inv(damped)
-    lower = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2)
+    # Wide layers have matrices of ten megabytes and more: what has been used makes room.
+    del damped
+    inverse += inverse.swapaxes(1, 2).copy()
+    inverse /= 2
+    lower = np.linalg.cholesky(inverse)
     return np.asarray(lower.swapaxes(1, 2), np.float64)
 
 
