@@ -41,11 +41,13 @@ OTHER_SIZES: dict[str, dict[str, Array]] = {
 FLOORS = {
     "ocr-detector": 12.0,
     "ocr-recogniser": 10.0,
-    "ocr-turn": 20.0,
+    "ocr-turn": 22.0,
     "yolov8n": 15.0,
     "voice-lstm": 12.0,
-    "voice-lstm-if": 14.0,
-    "file-type": 18.0,
+    "voice-lstm-if": 15.0,
+    "file-type": 20.0,
+    "minilm": 14.0,
+    "minilm-int8-weights": 14.0,
 }
 """The SQNR in dB that a quantized network keeps at least, on inputs like those it was calibrated on."""
 
