@@ -30,6 +30,11 @@ PRESETS = {
             "fold-constants,fold-batchnorm,remove-dead",
             "simplify without changing what the network computes; needs no data",
         ),
+        Preset(
+            "int8",
+            "fold-constants,fold-batchnorm,remove-dead,insert-qdq",
+            "simplify, then store activations and weights in 8 bits; needs calibration samples",
+        ),
     )
 }
 """All presets by name."""

@@ -172,11 +172,7 @@ def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference
     outputs = [v.name for v in model.graph.outputs]
     found = []
     with Spool() as spool:
-        count = 0
-        for feed in context.calibration.take(reference.samples).batches(together(context)):
-            for name, array in feed.items():
-                spool.write(name, array)
-            count += 1
+        count = spool.fill(context.calibration.take(reference.samples), together(context))
         frontier = Frontier(
             model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs
         )

@@ -35,7 +35,6 @@ from onnxcomp.ir.graph import Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size
-from onnxcomp.runtime.data import Samples
 
 __all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "too_wide", "walk"]
 
@@ -136,7 +135,8 @@ def walk(
     )
     errors = []
     with Spool() as first, Spool() as second:
-        count = _feed(samples, size, (first, second))
+        count = first.fill(samples, size)
+        second.fill(samples, size)
         old, new = (
             Frontier(net, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
             for net, spool in ((original, first), (compressed, second))
@@ -171,17 +171,6 @@ def walk(
                 errors.append((site, _missed(moments, solution, node.has_bias)))
         context.progress(what, len(sites), len(sites))
     return errors
-
-
-def _feed(samples: Samples, size: int, spools: Sequence[Spool]) -> int:
-    """Write all samples to each of `spools` in batches of `size`; return how many batches there are."""
-    count = 0
-    for feed in samples.batches(size):
-        for name, array in feed.items():
-            for spool in spools:
-                spool.write(name, array)
-        count += 1
-    return count
 
 
 def _leave(visit: Visit) -> None:

@@ -73,11 +73,7 @@ def run_trials(
     outputs = [v.name for v in model.graph.outputs]
     found: dict[int, Verdict] = {}
     with Spool() as spool:
-        count = 0
-        for feed in samples.take(number_of).batches(together(context)):
-            for name, array in feed.items():
-                spool.write(name, array)
-            count += 1
+        count = spool.fill(samples.take(number_of), together(context))
         frontier = Frontier(
             model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs
         )

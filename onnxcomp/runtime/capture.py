@@ -81,6 +81,15 @@ class Spool:
                 "point TMPDIR to a disk with room, or use fewer samples"
             ) from problem
 
+    def fill(self, samples: Samples, size: int) -> int:
+        """Write the graph inputs of all `samples` in batches of `size`; return how many batches there are."""
+        count = 0
+        for feed in samples.batches(size):
+            for name, array in feed.items():
+                self.write(name, array)
+            count += 1
+        return count
+
     def read(self, name: str, batch: int) -> Array:
         """Return batch number `batch` of the value `name`."""
         offset, shape, dtype = self._index[name][batch]
