@@ -38,9 +38,6 @@ PER_ELEMENT = 2e-4
 PER_MAC = 1.3e-5
 """Microseconds that a multiply-accumulate is faster in integers: two thirds of 0.02 ns."""
 
-FEW = 64
-"""A weight of fewer elements makes no file smaller: such a node is computed in integers where that is faster."""
-
 ALWAYS = math.inf
 
 
@@ -148,7 +145,7 @@ class _Placer:
 
     # --- what each node would gain ------------------------------------------------------------------------------------
     def _gain(self, node: Node) -> float | None:
-        """Return the microseconds that `node` gains in integers: `ALWAYS` for weights but the smallest, None where it must stay float."""
+        """Return the microseconds that `node` gains in integers: `ALWAYS` for weights, None where it must stay float."""
         role = self.target.role(node)
         if role not in ("quantize", "same-scale"):
             if node.op in LINEAR and node.standard:
@@ -159,8 +156,7 @@ class _Placer:
             if node.op in LINEAR:
                 self.reasons[node.name] = problem
             return None
-        linear = linear_node(node)
-        if linear is not None and linear.weight_array().size >= FEW:
+        if linear_node(node) is not None:
             return ALWAYS
         return PER_MAC * node_macs(node, self.shapes) if node.op in LINEAR else 0.0
 

@@ -75,18 +75,3 @@ def test_a_node_with_weights_that_stay_float_is_told_of(body: str, weights: str,
 def test_small_constants_are_not_worth_a_word() -> None:
     assert not stored_floats(model_of("y = Mul(x, w)", "float[4,32] w"), CPU, {}, ())
     assert not stored_floats(model_of("y = Mul(x, w)", "float[1,2048] w"), CPU, {}, ())
-
-
-def test_a_tiny_weight_between_floats_is_not_worth_two_conversions() -> None:
-    def chosen(width: int) -> tuple[str, ...]:
-        text = net(
-            f"(float[N,{width},4,50] x) => (float[N,1,4,50] y)",
-            f"float[1,{width},1,1] w",
-            "s = Exp(x) c = Conv(s, w) y = Exp(c)",
-        )
-        model = parse_model(text)
-        shapes = observe_shapes(model, {"x": np.zeros((1, width, 4, 50), np.float32)})
-        return place(model, CPU, shapes, lambda node: None).nodes
-
-    assert not chosen(16)
-    assert len(chosen(64)) == 1

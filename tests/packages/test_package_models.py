@@ -44,7 +44,7 @@ FLOORS = {
     "ocr-turn": 22.0,
     "yolov8n": 15.0,
     "voice-lstm": 12.0,
-    "voice-lstm-if": 15.0,
+    "voice-lstm-if": 14.0,
     "file-type": 20.0,
     "minilm": 14.0,
     "minilm-int8-weights": 14.0,
