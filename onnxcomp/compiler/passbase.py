@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
 
-from onnxcomp.compiler.target import Target
-from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target
 from onnxcomp.errors import UsageError
 from onnxcomp.runtime.timings import Timings
 
 if TYPE_CHECKING:
+    from onnxcomp.compiler.target import Target
     from onnxcomp.ir.model import Model
     from onnxcomp.runtime.data import Samples
 
@@ -104,6 +103,13 @@ class PassLog:
         )
 
 
+def _default_target() -> Target:
+    # Passes are listed without a target, and without what reading one needs.
+    from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target
+
+    return load_target(DEFAULT_TARGET)
+
+
 @dataclass
 class Context:
     """What the driver gives a pass to work with.
@@ -134,7 +140,7 @@ class Context:
     custom_op_libs: tuple[str, ...] = ()
     timings: Timings = field(default_factory=Timings)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    target: Target = field(default_factory=lambda: load_target(DEFAULT_TARGET))
+    target: Target = field(default_factory=_default_target)
     progress: Progress = lambda what, done, total: None
 
     def is_excluded(self, model: Model, name: str) -> bool:
