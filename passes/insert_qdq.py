@@ -106,7 +106,7 @@ class InsertQdq(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         """Quantize `model`."""
         log = PassLog()
-        if any(node.is_op(*QUANTIZATION) for node in model.graph.nodes):
+        if any(node.op in QUANTIZATION for node in model.graph.nodes):
             log.note("the model holds QuantizeLinear or DequantizeLinear already and is left as it is")
             return log.result(model)
         check_finite(model)

@@ -19,7 +19,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.runtime.bench import Latency, batch_feeds, measure_latency
 from onnxcomp.runtime.fusion import Fusion, fusion_of, is_quantized
 from onnxcomp.runtime.inputs import PIECE_LIMIT, Shapes, runnable_shapes
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import Session, SessionError, missing_library
 from onnxcomp.runtime.start import Start, start_fresh
 
 __all__ = ["BenchPlan", "BenchReport", "BenchedModel", "bench_files"]
@@ -189,7 +189,7 @@ def _open(name: str, path: Path, model: Model, request: Request) -> tuple[Model 
     try:
         return model, open_session(model)
     except SessionError as problem:
-        raise SessionError(f"{name}: {problem}") from problem
+        raise SessionError(f"{name}: {problem}{missing_library(model)}") from problem
 
 
 def _feeds(

@@ -52,7 +52,8 @@ def tell_harm(found: Plan, context: Context, log: PassLog, *, corrected: bool = 
     measured: dict[Place, float] = {}
     if standing:
         unknown = [p for p in ranked if p.expected is None]
-        measured = _measured(found, [*ranked[:MEASURED], *unknown[:MEASURED]], context)
+        asked = dict.fromkeys([*ranked[:MEASURED], *unknown[:MEASURED]])
+        measured = _measured(found, list(asked), context)
         ranked.sort(key=lambda p: -measured.get(p, -1.0))
         worst = max(measured.values())
         standing = {p for p in ranked[:TOLD] if measured.get(p, 0.0) * FAR_ABOVE >= worst}

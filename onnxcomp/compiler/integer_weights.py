@@ -54,7 +54,8 @@ def round_weights(
 ) -> tuple[Model, dict[str, float]]:
     """Return `model` in integers, and what each rounded node misses of its output, as a share of the variance.
 
-    `affines` are the scales of the values of `placement`. `model` stays as it is.
+    `affines` are the scales of the values of `placement`. `model` computes what it did, but the factors of its Gemms are
+    put into their weights and biases.
     """
     _settle_factors(model)
     result = model.clone()

@@ -21,7 +21,7 @@ from onnxcomp.ir.fixing import fix_input_shapes
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.inputs import PIECE_LIMIT, Shapes
 from onnxcomp.runtime.sandbox import probe
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import Session, SessionError, missing_library
 
 __all__ = ["Loaded", "file_facts", "load_checked", "load_request"]
 
@@ -136,11 +136,8 @@ def _session(request: Request, model: Model, settled: bool, notes: list[str]) ->
     try:
         return Session(source, optimize=False, threads=request.threads, custom_op_libs=request.custom_op_libs)
     except SessionError as problem:
-        foreign = sorted({str(n.domain) for n in model.graph.nodes if not n.standard})
-        advice = (
-            f"; it uses operators of {', '.join(foreign)}: is a --custom-op-lib missing?" if foreign else ""
-        )
         notes.append(
-            f"onnxruntime cannot load the model, results are checked in structure only ({problem}){advice}"
+            f"onnxruntime cannot load the model, results are checked in structure only ({problem})"
+            f"{missing_library(model)}"
         )
         return None

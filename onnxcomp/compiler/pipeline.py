@@ -18,7 +18,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED
 from onnxcomp.numerics.threads import single_threaded_blas
 from onnxcomp.runtime.observe import observe_shapes
-from onnxcomp.runtime.session import SessionError
+from onnxcomp.runtime.session import SessionError, missing_library
 
 __all__ = ["Listener", "Passed", "measure", "run_passes"]
 
@@ -131,7 +131,8 @@ def _attempt(
             raise TypeError(f"run returned {type(result).__name__}, not a PassResult")
     except (SessionError, VerificationError) as problem:
         # The pass built something that does not run: as bad as a result that does not verify, and no worse.
-        return _missed(step, replace(run, status="failed", reason=str(problem))), None, None
+        advice = missing_library(model) if isinstance(problem, SessionError) and outputs is None else ""
+        return _missed(step, replace(run, status="failed", reason=f"{problem}{advice}")), None, None
     except OnnxcompError as problem:
         if type(problem) is PassError:
             raise _crash(prepared, step, model, problem) from problem

@@ -19,7 +19,7 @@ from onnxcomp.ir.graph import Constant, Graph, Node, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine
 
-__all__ = ["Stored", "quantize_value", "quantize_values", "store_constant"]
+__all__ = ["Stored", "quantize_values", "store_constant"]
 
 Array = NDArray[Any]
 
@@ -56,11 +56,6 @@ def quantize_values(
         assert isinstance(value, Variable), f"{name} is a constant"
         kept = integers is not None and _stays_float(model.graph, value, integers, outputs)
         _pair(model, value, affine, parameters, integers if kept else None)
-
-
-def quantize_value(model: Model, name: str, affine: Affine) -> None:
-    """Do what `quantize_values` does for one value."""
-    quantize_values(model, {name: affine})
 
 
 def _pair(

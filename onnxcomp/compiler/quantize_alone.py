@@ -16,8 +16,10 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.places import melted
 from onnxcomp.compiler.quantizer import Plan, Settings, plan
 from onnxcomp.compiler.techniques import Candidate, Technique
+from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import QUANTIZATION
 
 __all__ = ["QuantizeNodes"]
 
@@ -37,7 +39,18 @@ class QuantizeNodes(Technique):
     target: str
 
     def candidates(self, model: Model, context: Context, log: PassLog) -> Iterator[Sequence[Candidate]]:
-        """Yield one candidate per node, in the order of the network; what stays float is a skip in `log`."""
+        """Yield one candidate per node, in the order of the network; what stays float is a skip in `log`.
+
+        Raises:
+            UsageError: where the target quantizes by itself.
+        """
+        if context.target.family == "float":
+            raise UsageError(
+                f"target {context.target.name} has its own quantizer; name one that reads pairs, such as ort-cpu"
+            )
+        if any(node.op in QUANTIZATION for node in model.graph.nodes):
+            log.note("the model is quantized already; measure the float model that it was made from")
+            return
         settings = Settings(edges="integers", rewrite=False)
         found = plan(model, formats(context.target, {}), settings, context, log)
         if found is None:

@@ -121,8 +121,8 @@ def walk(
     weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
     progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
     has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
-    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at most. Targets are corrected by what other branches lost where
-    `branches` says so of the value that the branch adds.
+    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at
+    most. Targets are corrected by what other branches lost where `branches` says so of the value that a branch adds.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -150,8 +150,7 @@ def walk(
             context.progress(what, step, len(sites))
             node = linear_node(nodes[site.name])
             assert node is not None, site.name
-            unvisited = {later.name for later in sites[step:]}
-            other = _other_branch(node.node, original, new, unvisited, shapes)
+            other = _other_branch(node.node, original, new, {s.name for s in sites[step:]}, shapes)
             other = other if other is not None and branches(other) else None
             stop = _Stop(site, node, before[site.name].output.name, other, context.seed, positions)
             link = pairs.get(site.name)

@@ -158,13 +158,15 @@ def _check_numbers(request: Request) -> None:
 
 
 def _check_target(request: Request) -> None:
-    """Refuse an unknown target, and quantizing for one that quantizes by itself."""
+    """Refuse an unknown target, quantizing for one that quantizes by itself, and ranges where nothing is quantized."""
     target = load_target(request.target)
     step = next((s for s in request.passes if s.stage == "quantization"), None)
     if step is not None and target.family == "float":
         raise UsageError(
             f"target {target.name} has its own quantizer and wants a clean float file; leave out {step.name}"
         )
+    if step is None and request.ranges is not None:
+        raise UsageError("--ranges is for insert-qdq; add it to the passes, or leave --ranges out")
 
 
 def _check_needs(request: Request) -> None:
@@ -179,8 +181,11 @@ def _check_needs(request: Request) -> None:
             )
         if request.calibration is None:
             spared = step.without_samples()
+            ways = "an .npz, a folder of images, " + (
+                "random for noise, or none to have them made" if step.data_free else "or random for noise"
+            )
             raise UsageError(
-                f"{step.name} needs samples; give --calibration with an .npz, a folder of images, or random for noise"
+                f"{step.name} needs samples; give --calibration with {ways}"
                 + (f"; with {spared} it needs none" if spared else "")
             )
 

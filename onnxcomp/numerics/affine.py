@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TINY", "Affine", "Grid", "along", "channel_affine", "channel_ranges", "range_affine"]
+__all__ = ["TINY", "Affine", "Grid", "along", "channel_affine", "range_affine"]
 
 Array: TypeAlias = NDArray[Any]
 Array64: TypeAlias = NDArray[np.float64]
@@ -127,14 +127,6 @@ def range_affine(low: float, high: float, grid: Grid) -> Affine:
         grid.middle if grid.symmetric else int(np.clip(np.rint(grid.low - low / scale), grid.low, grid.high))
     )
     return Affine(np.array(scale, np.float32), np.array(zero, grid.dtype), grid)
-
-
-def channel_ranges(weight: Array, axis: int | None) -> Array64:
-    """Return the largest magnitude of `weight` in each position of `axis`, `[n]`; of all of it, `[]`, for None."""
-    size = np.abs(weight.astype(np.float64))
-    return np.asarray(
-        size.max() if axis is None else size.max(tuple(i for i in range(size.ndim) if i != axis))
-    )
 
 
 def channel_affine(limits: Array64, grid: Grid) -> Affine:

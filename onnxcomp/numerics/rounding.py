@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.numerics.affine import Affine
 
-__all__ = ["fit_limits", "propagate", "round_nearest"]
+__all__ = ["fit_limits", "propagate"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -26,11 +26,6 @@ BLOCK = 128
 
 PARTS = (1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
 """Parts of the largest weight that may be the end of the grid; what lies further out is cut off."""
-
-
-def round_nearest(matrix: Array64, affine: Affine) -> Array:
-    """Return `matrix` `[r, d]` as integers, rounded to the nearest; scales `[r]` or `[]`."""
-    return affine.quantize(matrix.astype(np.float32), 0)
 
 
 def propagate(matrix: Array64, H: Array64, affine: Affine) -> Array:

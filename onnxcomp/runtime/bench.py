@@ -147,7 +147,9 @@ def batch_shapes(model: Model, batch: int, shapes: Shapes | None = None) -> dict
             raise UsageError(f"the model has no input '{name}'; its inputs are {', '.join(declared)}")
     leading = [shape[0] for shape in declared.values() if shape]
     if leading and all(isinstance(size, int) for size in leading) and batch not in leading:
-        raise UsageError(f"the model fixes its batch size at {leading[0]}; {batch} cannot be measured")
+        raise UsageError(
+            f"the model fixes its batch size at {leading[0]}; {batch} cannot be measured, give {leading[0]}"
+        )
     symbol = leading[0] if leading and isinstance(leading[0], str) else None
     given = shapes or {}
     return {name: _sizes(name, shape, batch, symbol, given.get(name)) for name, shape in declared.items()}

@@ -13,7 +13,7 @@ from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
 
-__all__ = ["Session", "SessionError"]
+__all__ = ["Session", "SessionError", "missing_library"]
 
 Array = NDArray[Any]
 
@@ -92,6 +92,12 @@ class Session:
         except Exception as problem:  # see above
             raise SessionError(_first_line(problem)) from problem
         return dict(zip(names, values, strict=True))
+
+
+def missing_library(model: Model) -> str:
+    """Return what to append to onnxruntime's refusal of `model` where it holds operators that a library may define."""
+    foreign = sorted({str(node.domain) for node in model.graph.nodes if not node.standard})
+    return f"; it uses operators of {', '.join(foreign)}: is a --custom-op-lib missing?" if foreign else ""
 
 
 def _first_line(problem: Exception) -> str:

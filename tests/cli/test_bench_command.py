@@ -54,6 +54,15 @@ def run(words: str, code: int = 0) -> Result:
     return result
 
 
+def test_an_operator_that_is_unknown_asks_for_its_library() -> None:
+    save(
+        parse_model("""<ir_version: 8, opset_import: ["" : 17, "my.own" : 1]>
+    net (float[N, 4] x) => (float[N, 4] y) { y = my.own.Magic (x) }"""),
+        "foreign.onnx",
+    )
+    assert "operators of my.own: is a --custom-op-lib missing?" in run("foreign.onnx", 2).stderr
+
+
 def document(words: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run(f"{words} --json").stdout)
     return found
@@ -182,8 +191,11 @@ def test_many_nodes_that_stayed_float_are_counted_after_the_first() -> None:
         ("a.onnx --set-shape z=1,2", "the model has no input 'z'; its inputs are x"),
         ("a.onnx --set-shape x=1,3,4", "input 'x' has 4 axes; 3 sizes are given"),
         ("a.onnx --set-shape x=1,4,8,8", "axis 1 of input 'x' is 3; it cannot be set to 4"),
-        ("fixed.onnx --batch 3", "the model fixes its batch size at 2; 3 cannot be measured"),
-        ("fixed.onnx --set-shape x=3,3,8,8", "the model fixes its batch size at 2; 3 cannot be measured"),
+        ("fixed.onnx --batch 3", "the model fixes its batch size at 2; 3 cannot be measured, give 2"),
+        (
+            "fixed.onnx --set-shape x=3,3,8,8",
+            "the model fixes its batch size at 2; 3 cannot be measured, give 2",
+        ),
         ("a.onnx other.onnx", "the models have different inputs: x and z"),
         ("a.onnx double.onnx", "input 'x' is float32 in one model and float64 in the other"),
         ("a.onnx fixed.onnx --set-shape x=2,3,9,9", "axis 2 of input 'x' is 8; it cannot be set to 9"),

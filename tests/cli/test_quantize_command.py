@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -53,7 +54,9 @@ def test_a_file_is_quantized_and_its_report_says_how() -> None:
 
 
 def test_without_data_nothing_is_started() -> None:
-    assert "insert-qdq needs samples; give --calibration" in run(rest="", code=2)
+    said = run(rest="", code=2)
+    assert "insert-qdq needs samples; give --calibration" in said
+    assert "random for noise, or none to have them made" in said
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,29 @@ def test_a_quantized_file_is_left_alone_with_exit_code_3() -> None:
     Path("out.onnx").rename("once.onnx")
     said = run(net="once.onnx", code=3)
     assert "no pass changed the model" in said
+    assert not Path("out.onnx").exists()
+
+
+def test_pairs_of_onnxruntimes_own_domain_are_pairs_too() -> None:
+    run()
+    proto = onnx.load("out.onnx")
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = "com.microsoft"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, "once.onnx")
+    Path("out.onnx").unlink()
+    assert "holds QuantizeLinear or DequantizeLinear already" in run(net="once.onnx", code=3)
+
+
+def test_where_an_operator_is_unknown_the_library_that_is_missing_is_asked_for() -> None:
+    proto = onnx.load(shlex.split(NET)[0])
+    next(node for node in proto.graph.node if node.op_type == "Relu").domain = "my.own"
+    proto.opset_import.append(onnx.helper.make_opsetid("my.own", 1))
+    onnx.save(proto, "foreign.onnx")
+    said = run(rest=f"--calibration {DATA} --samples 24 -q", net="foreign.onnx", code=3)
+    assert "insert-qdq failed: " in said
+    assert "it uses operators of my.own: is a --custom-op-lib missing?" in said
     assert not Path("out.onnx").exists()
 
 

@@ -120,6 +120,15 @@ def test_files_that_hold_no_ranges_are_refused(document: Any, message: str) -> N
     assert message in optimize("out", "--ranges given.json", code=2)
 
 
+def test_ranges_without_a_pass_that_takes_them_are_refused() -> None:
+    write({"schema_version": 1, "ranges": {"a": [0, 1]}})
+    result = CliRunner().invoke(
+        cli, shlex.split(f"optimize {NET} -o out.onnx --passes remove-dead --ranges given.json")
+    )
+    assert result.exit_code == 2, result.output
+    assert "--ranges is for insert-qdq; add it to the passes, or leave --ranges out" in result.output
+
+
 def test_files_that_cannot_be_read_are_refused_and_none_is_written_over() -> None:
     assert "none.json: No such file or directory; give a readable file" in optimize(
         "out", "--ranges none.json", code=2

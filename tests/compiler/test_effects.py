@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.compiler.effects import output_effects
-from onnxcomp.compiler.qdq import quantize_value
+from onnxcomp.compiler.qdq import quantize_values
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.segment import with_outputs
@@ -58,7 +58,7 @@ def suffered(model: Model, name: str, affine: Affine) -> float:
     feeds = noise(model, SAMPLES, 3)
     true = Session(with_outputs(model, [name, "y"]), optimize=False, threads=1).run(feeds)
     after = model.clone()
-    quantize_value(after, name, affine)
+    quantize_values(after, {name: affine})
     now = Session(after, optimize=False, threads=1).run(feeds)["y"]
     # Effects weigh between the size of each sample's output and the usual one.
     size = np.square(true["y"]).sum(1)

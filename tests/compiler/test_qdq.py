@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcomp.compiler.qdq import Stored, quantize_value, quantize_values, store_constant
+from onnxcomp.compiler.qdq import Stored, quantize_values, store_constant
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.numerics.affine import Affine, Grid, channel_affine, range_affine
@@ -42,7 +42,7 @@ def ops(found: Model) -> Counter[str]:
 
 def test_every_reader_of_an_input_reads_what_came_back_from_storage() -> None:
     found = model()
-    quantize_value(found, "x", WIDE)
+    quantize_values(found, {"x": WIDE})
     assert_valid(found, like=model())
     assert [v.name for v in found.graph.inputs] == ["x"]
     assert [node.op for node in found.graph.nodes[:3]] == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
@@ -51,7 +51,7 @@ def test_every_reader_of_an_input_reads_what_came_back_from_storage() -> None:
 
 def test_an_output_keeps_its_name_and_gives_what_came_back_from_storage() -> None:
     before, found = model(), model()
-    quantize_value(found, "y", WIDE)
+    quantize_values(found, {"y": WIDE})
     assert_valid(found, like=before)
     assert [v.name for v in found.graph.outputs] == ["y"]
     assert found.graph.outputs[0].producer is not None
@@ -62,7 +62,7 @@ def test_an_output_keeps_its_name_and_gives_what_came_back_from_storage() -> Non
 
 def test_inner_values_keep_their_names_for_their_readers() -> None:
     found = model()
-    quantize_value(found, "h", WIDE)
+    quantize_values(found, {"h": WIDE})
     relu = next(node for node in found.graph.nodes if node.op == "Relu")
     assert relu.inputs[0].name == "h"
     assert [v.name for v in found.graph.nodes[0].outputs] == ["h__float"]

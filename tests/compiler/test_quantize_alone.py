@@ -81,8 +81,18 @@ def test_what_is_excluded_is_left_alone_with_the_reason() -> None:
 
 
 def test_a_target_decides_on_integers() -> None:
-    assert measured(planted(1.0), target="ncnn").effects == ()
+    with pytest.raises(UsageError, match="ncnn has its own quantizer; name one that reads pairs"):
+        measured(planted(1.0), target="ncnn")
     assert measured(planted(1.0), target="tensorrt").techniques["insert-qdq"]["target"] == "tensorrt"
+
+
+def test_what_is_quantized_already_is_said_to_be() -> None:
+    twice = onnxcomp.optimize(
+        planted(1.0), "insert-qdq", calibration=str(ZOO / "digits_calibration.npz"), threads=1
+    )
+    found = measured(twice.model)
+    assert not found.effects and not found.blocked
+    assert any("quantized already" in note and "measure the float model" in note for note in found.notes)
 
 
 def test_an_unknown_technique_is_refused() -> None:

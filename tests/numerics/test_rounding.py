@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.numerics.affine import Affine, Grid, channel_affine
-from onnxcomp.numerics.rounding import BLOCK, PARTS, fit_limits, propagate, round_nearest
+from onnxcomp.numerics.rounding import BLOCK, PARTS, fit_limits, propagate
 
 GRID = Grid("int8", True, True)
 
@@ -29,7 +29,7 @@ def grid_of(matrix: Any, bits: int | None = None, whole: bool = False) -> Affine
 
 
 def nearest(matrix: Any, affine: Affine) -> Any:
-    return round_nearest(matrix.reshape(-1, matrix.shape[2]), affine).reshape(matrix.shape)
+    return affine.quantize(matrix.reshape(-1, matrix.shape[2]).astype(np.float32), 0).reshape(matrix.shape)
 
 
 def damage(matrix: Any, stored: Any, affine: Affine, H: Any) -> float:

@@ -181,7 +181,7 @@ def test_the_batch_is_the_free_first_axis_and_every_axis_of_its_name() -> None:
 @pytest.mark.parametrize(
     ("signature", "batch", "shapes", "message"),
     [
-        ("(float[2,3] x)", 1, None, "the model fixes its batch size at 2; 1 cannot be measured"),
+        ("(float[2,3] x)", 1, None, "the model fixes its batch size at 2; 1 cannot be measured, give 2"),
         ("(float[N,3] x)", 0, None, "batches of 0 samples are none; give 1 or more"),
         ("(float[N,3] x)", 1, {"y": (1, 3)}, "the model has no input 'y'; its inputs are x"),
         ("(float[N,3] x)", 1, {"x": (1, 3, 1)}, "input 'x' has 2 axes; 3 sizes are given"),
