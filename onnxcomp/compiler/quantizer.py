@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.effects import output_effects
+from onnxcomp.compiler.effects import LEAST, output_effects
 from onnxcomp.compiler.formats import Formats
 from onnxcomp.compiler.integer_forms import integer_forms
 from onnxcomp.compiler.integer_stored import fold_stored
@@ -195,7 +195,7 @@ def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -
         rounding=settings.rounding,
         correct=settings.correct,
     )
-    _tell(found, errors, log)
+    _tell(found, errors, settings.observer, log)
     _tell_float(found.model, found.placement, found.kept, context, log)
     store_tables(model, tables(model, context.target, found.kept), found.formats.weights, log)
     return model
@@ -304,7 +304,7 @@ def _tell_float(
         log.skip(name, f"it stays float: {reason}")
 
 
-def _tell(found: Plan, errors: Mapping[str, float], log: PassLog) -> None:
+def _tell(found: Plan, errors: Mapping[str, float], observer: RangeObserver, log: PassLog) -> None:
     """Record what became of each node and value."""
     placement, chosen = found.placement, found.chosen
     nodes = {node.name: node for node in found.model.graph.nodes}
@@ -326,6 +326,11 @@ def _tell(found: Plan, errors: Mapping[str, float], log: PassLog) -> None:
         effects={name: float(f"{cost:.4g}") for name, cost in costs.items()},
         calibration_seconds=round(found.seconds, 3),
     )
+    if observer == "output" and found.seen and not found.effects:
+        log.note(
+            f"what the outputs suffer from each value is not known (fewer than {LEAST} samples, or operators without "
+            "derivatives); ranges have the least error of the values themselves"
+        )
     if chosen.tied:
         log.note(f"{chosen.tied} streams of additions have one scale, so that they round nothing")
     if 0 < expected < math.inf:
