@@ -237,11 +237,7 @@ def _keeps_channels(node: Node, channels: int, shapes: Shapes) -> bool:
     return (
         before[0] == after[0]
         and after[1] in (channels, int(np.prod(before[1:])))
-        and before[1]
-        in (
-            channels,
-            after[1],
-        )
+        and before[1] in (channels, after[1])
     )
 
 

@@ -26,11 +26,12 @@ def tell_fusion(model: Model, context: Context, log: PassLog) -> None:
         found = fusion_of(model, custom_op_libs=context.custom_op_libs)
     except SessionError:
         return
+    fused, floats = len(found.fused), len(found.unfused) + len(found.floats)
     log.change(
         "onnxruntime",
-        f"{len(found.fused)} nodes run in integers, {len(found.unfused) + len(found.floats)} in float, "
+        f"{fused} node{'' if fused == 1 else 's'} in integers, {floats} in float, "
         f"{len(found.islands)} of these between integers",
-        fused=len(found.fused),
+        fused=fused,
         unfused=[_entry(node) for node in found.unfused],
         floats=[_entry(node) for node in found.floats],
         islands=[_entry(node) for node in found.islands],
@@ -43,12 +44,8 @@ def tell_fusion(model: Model, context: Context, log: PassLog) -> None:
             f"onnxruntime computes {node.op} in float" + (f": {node.reason}" if node.reason else ""),
         )
     log.note(
-        f"onnxruntime runs {len(found.fused)} nodes in integers and {len(found.unfused) + len(found.floats)} in float"
-        + (
-            f"; {len(found.islands)} float ones stand between integers"
-            if found.islands
-            else "; none between integers"
-        )
+        f"onnxruntime runs {fused} node{'' if fused == 1 else 's'} in integers and {floats} in float; "
+        f"{len(found.islands) or 'none'} of these between integers"
     )
 
 

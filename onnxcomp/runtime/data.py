@@ -132,7 +132,8 @@ class Samples:
         batch, count = self._origin.batch or 1, len(self)
         if count < 2 * batch:
             raise UsageError(
-                f"{self.source}: {count} samples are too few to hold some back; give {2 * batch} or more"
+                f"{self.source}: {count} sample{' is' if count == 1 else 's are'} too few to hold some back; "
+                f"give {2 * batch} or more"
             )
         held_count = min(max(round(count * held_back / batch), 1), count // batch - 1) * batch
         draw = np.random.default_rng(seed).permutation(count)

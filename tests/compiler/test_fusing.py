@@ -19,7 +19,7 @@ def told(target: str, **options: object) -> PassLog:
 
 def test_a_network_all_in_integers_is_counted() -> None:
     log = told("ort-cpu", edges="integers")
-    assert any("none between integers" in note for note in log.notes)
+    assert any("none of these between integers" in note for note in log.notes)
     details = log.changes[-1].details
     assert details["fused"] >= 4 and details["unfused"] == [] and details["islands"] == []
 
@@ -28,6 +28,11 @@ def test_what_stays_float_is_named_with_its_reason() -> None:
     log = told("ort-cpu", activations="uint16", edges="integers")
     assert {skip.where for skip in log.skips} >= {"h", "i"}
     assert all("in float" in skip.reason for skip in log.skips)
+
+
+def test_one_node_is_one_node() -> None:
+    note = next(n for n in told("ort-cpu", nodes=("op:Gemm",)).notes if n.startswith("onnxruntime runs"))
+    assert note.startswith("onnxruntime runs 1 node in integers")
 
 
 def test_nothing_is_said_of_other_runtimes() -> None:

@@ -128,7 +128,7 @@ def test_a_limit_beyond_the_data_takes_all_of_it() -> None:
         (lambda s: s.split(1.0, 0), "python: a share of 1.0 cannot be held back; give one between 0 and 1"),
         (
             lambda s: s.take(1).split(0.5, 0),
-            "python: 1 samples are too few to hold some back; give 2 or more",
+            "python: 1 sample is too few to hold some back; give 2 or more",
         ),
     ],
 )
