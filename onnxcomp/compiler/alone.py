@@ -29,7 +29,7 @@ def place_trial(found: Plan, place: Place) -> Trial:
     if place.kind == "weight":
         return Trial(place.name, partial(_with_weight, found, place.name))
     affines = {name: found.chosen.affines[name] for name in place.values}
-    return Trial(_first_user(found.model, affines), partial(_with_values, found.model, affines))
+    return Trial(_first_user(found.model, affines), partial(_with_values, found, affines))
 
 
 def node_trial(found: Plan, node: Node) -> Trial:
@@ -46,9 +46,9 @@ def _first_user(model: Model, affines: Mapping[str, Affine]) -> str | None:
     return None
 
 
-def _with_values(model: Model, affines: Mapping[str, Affine]) -> Model:
-    result = model.clone()
-    quantize_values(result, affines)
+def _with_values(found: Plan, affines: Mapping[str, Affine]) -> Model:
+    result = found.model.clone()
+    quantize_values(result, affines, set(found.placement.nodes))
     return result
 
 

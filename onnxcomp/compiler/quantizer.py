@@ -140,7 +140,7 @@ def _tried(found: Plan, settings: Settings, context: Context, log: PassLog) -> P
         plain,
         context.target,
     )
-    chosen, first, second = tried_out(found.model, found.chosen, other, context)
+    chosen, first, second = tried_out(found.model, found.chosen, other, context, set(found.placement.nodes))
     if chosen is other:
         log.note(
             f"ranges by their effect on the outputs leave {first:.1f} dB, by the error of the values alone {second:.1f} dB; "

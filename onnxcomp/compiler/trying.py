@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,26 +27,32 @@ MARGIN_DB = 1.0
 """Decibels by which other ranges must be better to be taken instead."""
 
 
-def tried_out(model: Model, first: Chosen, second: Chosen, context: Context) -> tuple[Chosen, float, float]:
+def tried_out(
+    model: Model, first: Chosen, second: Chosen, context: Context, integers: Collection[str] | None = None
+) -> tuple[Chosen, float, float]:
     """Return the better of two choices of ranges, and the decibels of both on a few samples.
 
-    The values are stored as chosen and weights stay float. `second` must be better by `MARGIN_DB`. The decibels are those of the
+    The values are stored as chosen for the nodes named in `integers` (None: all), and weights stay float. `second` must be better by `MARGIN_DB`. The decibels are those of the
     worst output; both are infinite where the model does not run so.
     """
     try:
-        wanted = _outputs(model, {}, context)
-        reached = [_decibels(wanted, _outputs(model, each.affines, context)) for each in (first, second)]
+        wanted = _outputs(model, {}, integers, context)
+        reached = [
+            _decibels(wanted, _outputs(model, each.affines, integers, context)) for each in (first, second)
+        ]
     except SessionError:
         return first, math.inf, math.inf
     return (second if reached[1] > reached[0] + MARGIN_DB else first), reached[0], reached[1]
 
 
-def _outputs(model: Model, affines: Mapping[str, Affine], context: Context) -> list[dict[str, Array]]:
+def _outputs(
+    model: Model, affines: Mapping[str, Affine], integers: Collection[str] | None, context: Context
+) -> list[dict[str, Array]]:
     """Return what `model` gives on the last samples when its values are stored with `affines`."""
     samples = context.calibration
     assert samples is not None
     stored = model.clone()
-    quantize_values(stored, affines)
+    quantize_values(stored, affines, integers)
     # As written: optimised, a graph with some float and some stored values need not be what it says.
     session = Session(stored, optimize=False, threads=context.threads, custom_op_libs=context.custom_op_libs)
     return [session.run(feed) for feed in samples.after(max(0, len(samples) - TRIED)).batches(1)]
