@@ -66,6 +66,7 @@ def main() -> None:
     examples=(
         "onnxcomp optimize model.onnx -o small.onnx",
         "onnxcomp optimize model.onnx -o small.onnx --evaluation evaluation.npz --report run.json",
+        "onnxcomp optimize model.onnx -o int8.onnx --preset int8 --calibration calibration.npz",
         (
             "onnxcomp optimize model.onnx -o small.onnx --calibration calibration.npz --max-drop 2 \\\n"
             "      --passes 'fold-constants,fold-batchnorm,remove-dead,prune-filters{macs=0.5}'"
