@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -314,6 +315,13 @@ def _tell(found: Plan, errors: Mapping[str, float], observer: RangeObserver, log
         if site.node in errors:
             details["missed"] = round(errors[site.node], 6)
         log.change(site.node, f"{nodes[site.node].op} in integers", **details)
+    read = Counter(nodes[site.node].inputs[site.index].name for site in placement.weights)
+    shared = [name for name, count in read.items() if count > 1]
+    if shared:
+        log.note(
+            f"weights that several nodes share ({', '.join(shared[:3])}) are stored once for each, "
+            "rounded for what it reads"
+        )
     weighted = {site.node for site in placement.weights}
     others = [name for name in placement.nodes if name not in weighted]
     ranges = {name: [low, high] for name, (low, high) in chosen.ranges.items()}

@@ -376,3 +376,17 @@ def test_few_samples_choose_ranges_by_the_values_alone_and_it_is_said() -> None:
     plain = quantized(model, noise(model, 16), observer="mse")
     assert told_ranges(few) == told_ranges(plain)
     assert not any("fewer than" in note for note in quantized(model, noise(model, 24)).notes)
+
+
+def test_a_weight_that_two_nodes_share_is_stored_for_each_and_it_is_said() -> None:
+    text = net(
+        "(float[N,6] x) => (float[N,6] y)", "float[6,6] a", "h = MatMul(x, a) r = Relu(h) y = MatMul(r, a)"
+    )
+    model = filled(text)
+    first, second = (n for n in model.graph.nodes if n.op == "MatMul")
+    weight = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    model.graph.set_input(second, 1, model.graph.set_constant(first, 1, weight))
+    result = quantized(model, edges="integers")
+    assert any("weights that several nodes share (a" in note for note in result.notes)
+    assert len(weight_scales(result.model)) == 2
+    assert sqnr(model, result.model, noise(model, 16)) > 25
