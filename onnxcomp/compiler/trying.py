@@ -16,11 +16,11 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine
 from onnxcomp.runtime.session import Session, SessionError
 
-__all__ = ["MARGIN_DB", "tried_out"]
+__all__ = ["MARGIN_DB", "TRIED", "tried_out"]
 
 Array = NDArray[Any]
 
-TRIED = 8
+TRIED = 4
 """Samples on which ranges are tried: enough to see that something is badly wrong."""
 
 MARGIN_DB = 1.0

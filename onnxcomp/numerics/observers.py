@@ -271,10 +271,9 @@ class Effect:
     def clipped(self, affine: Affine) -> float:
         """Return the part of the cost that comes from what is cut off."""
         cut = self._cut(affine)
-        outside = cut != 0
-        if not outside.any():
+        if not cut.any():
             return 0.0
-        seen = float(np.mean(np.square(self.sums[:, outside] @ cut[outside])))
+        seen = float(np.mean(np.square(self.sums @ cut.astype(self.sums.dtype))))
         return seen if self.floor is None else max(seen, float(self.floor @ np.square(cut)))
 
     def rounded(self, affine: Affine) -> float:

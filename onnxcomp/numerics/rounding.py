@@ -41,23 +41,25 @@ def propagate(matrix: Array64, H: Array64, affine: Affine) -> Array:
     zero = float(affine.grid.middle)
     order = np.argsort(-np.einsum("gdd->gd", H), axis=1, kind="stable")
     back = np.argsort(order, axis=1)
-    rest = np.take_along_axis(matrix, order[:, None, :], 2)
     upper = _inverse_roots(
         np.take_along_axis(np.take_along_axis(H, order[:, :, None], 1), order[:, None, :], 2)
     )
-    stored = np.empty_like(rest)
+    # What is rounded together lies together: [g, d, o].
+    rest = np.take_along_axis(np.ascontiguousarray(matrix.swapaxes(1, 2)), order[:, :, None], 1)
+    stored = np.empty(rest.shape, affine.grid.dtype)
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
-        errors = np.empty((groups, outputs, end - start))
+        errors = np.empty((groups, end - start, outputs))
         for column in range(start, end):
-            found = np.clip(np.rint(rest[:, :, column] / scale) + zero, affine.grid.low, affine.grid.high)
-            stored[:, :, column] = found
-            error = (rest[:, :, column] - (found - zero) * scale) / upper[:, None, column, column]
-            rest[:, :, column + 1 : end] -= error[:, :, None] * upper[:, None, column, column + 1 : end]
-            errors[:, :, column - start] = error
-        rest[:, :, end:] -= errors @ upper[:, start:end, end:]
-    integers: Array = np.take_along_axis(stored, back[:, None, :], 2).astype(affine.grid.dtype)
-    return integers
+            now = rest[:, column]
+            found = np.clip(np.rint(now / scale) + zero, affine.grid.low, affine.grid.high)
+            stored[:, column] = found
+            error = (now - (found - zero) * scale) / upper[:, column, column, None]
+            rest[:, column + 1 : end] -= upper[:, column, column + 1 : end, None] * error[:, None, :]
+            errors[:, column - start] = error
+        rest[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
+    integers: Array = np.take_along_axis(stored, back[:, :, None], 1).swapaxes(1, 2)
+    return np.ascontiguousarray(integers)
 
 
 def _inverse_roots(H: Array64) -> Array64:

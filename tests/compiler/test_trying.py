@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from onnxcomp.compiler.range_choice import Chosen
-from onnxcomp.compiler.trying import MARGIN_DB, tried_out
+from onnxcomp.compiler.trying import MARGIN_DB, TRIED, tried_out
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.numerics.affine import Grid, range_affine
 from tests.support.pruning import context_for
 from tests.support.text import net
 
-PLAIN = net("(float[N,16] x) => (float[N,16] y)", "", "h = Relu(x) y = Identity(h)")
+PLAIN = net("(float[N,512] x) => (float[N,512] y)", "", "h = Relu(x) y = Identity(h)")
 
 
 def chosen(high: float) -> Chosen:
@@ -22,7 +22,7 @@ def chosen(high: float) -> Chosen:
 
 def test_ranges_that_cut_off_most_give_way() -> None:
     model = parse_model(PLAIN)
-    feeds = {"x": np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)}
+    feeds = {"x": np.random.default_rng(0).standard_normal((32, 512)).astype(np.float32)}
     first, second = chosen(0.1), chosen(3.0)
     taken, one, two = tried_out(model, first, second, context_for(model, feeds))
     assert taken is second
@@ -31,7 +31,7 @@ def test_ranges_that_cut_off_most_give_way() -> None:
 
 def test_ranges_stay_where_the_others_are_hardly_better() -> None:
     model = parse_model(PLAIN)
-    feeds = {"x": np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)}
+    feeds = {"x": np.random.default_rng(0).standard_normal((32, 512)).astype(np.float32)}
     first, second = chosen(3.05), chosen(3.0)
     taken, one, two = tried_out(model, first, second, context_for(model, feeds))
     assert taken is first
@@ -40,7 +40,7 @@ def test_ranges_stay_where_the_others_are_hardly_better() -> None:
 
 def test_the_decibels_are_those_of_signal_over_error() -> None:
     model = parse_model(PLAIN)
-    x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((TRIED, 512)).astype(np.float32)
     affine = range_affine(0, 3, Grid())
     _, one, _ = tried_out(model, Chosen({"h": affine}), chosen(3), context_for(model, {"x": x}))
     h = np.maximum(x, 0)
