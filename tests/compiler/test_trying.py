@@ -32,7 +32,7 @@ def test_ranges_that_cut_off_most_give_way() -> None:
 def test_ranges_stay_where_the_others_are_hardly_better() -> None:
     model = parse_model(PLAIN)
     feeds = {"x": np.random.default_rng(0).standard_normal((32, 512)).astype(np.float32)}
-    first, second = chosen(3.05), chosen(3.0)
+    first, second = chosen(4.05), chosen(4.0)
     taken, one, two = tried_out(model, first, second, context_for(model, feeds))
     assert taken is first
     assert abs(one - two) < MARGIN_DB
