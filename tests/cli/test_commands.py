@@ -370,7 +370,9 @@ def test_every_example_of_the_help_runs(name: str, example: str) -> None:
 # --- endings that need a process -------------------------------------------------------------------------------------
 def process(*words: str, **settings: Any) -> subprocess.Popen[str]:
     script = (
-        "import sys; sys.argv[0] = 'onnxcomp'\n"
+        "import signal, sys; sys.argv[0] = 'onnxcomp'\n"
+        # A shell that starts tests in the background has them ignore the interrupt, and so do all their children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from onnxcomp.passes import BUILTIN\n"
         "from tests.support.fakes import FAKES\n"
         "BUILTIN.update(FAKES)\n"
