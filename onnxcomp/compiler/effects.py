@@ -55,7 +55,7 @@ EFFORT_BYTES = 7 * 2**28
 (EfficientNet-Lite0: 26.0 dB with 32, 26.1 with 64; ResNet-56: 30.9 and 31.8)."""
 
 LEAST = 24
-"""Fewer samples hardly show what is rare, and ranges would cut it off: a voice network lost 12 dB to that with 16."""
+"""Fewer samples hardly show what is rare, and ranges would cut it off."""
 
 MEASURED = 16
 """Samples that tell how large the outputs usually are."""
