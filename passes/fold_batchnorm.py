@@ -8,7 +8,7 @@ from onnxcomp.analysis.affine import Refusal, Step, Types, affine_step, combined
 from onnxcomp.analysis.folding import Rewrite, fold_after, fold_before
 from onnxcomp.analysis.padding import merged_pads, zero_pads
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
-from onnxcomp.ir.edits import absorb, drop_orphans
+from onnxcomp.ir.edits import absorb, drop_orphans, give_padding
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.liveness import unread_constants
 from onnxcomp.ir.model import Model
@@ -188,13 +188,7 @@ class _Folding:
             if isinstance(own, Refusal):
                 return own
             merged.append((reader, own))
-        for reader, own in merged:
-            reader.attrs.pop("auto_pad", None)
-            reader.attrs["pads"] = own
-            if reader.is_op("AveragePool"):
-                reader.attrs["count_include_pad"] = 1
-            self.graph.set_input(reader, 0, node.inputs[0])
-        self.graph.remove_nodes([node])
+        give_padding(self.graph, node, merged)
         self._record(node, readers[0])
         return None
 

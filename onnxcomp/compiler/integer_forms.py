@@ -14,7 +14,7 @@ from onnxcomp.analysis.padding import merged_pads, zero_pads
 from onnxcomp.analysis.signs import clip_bounds, is_nonnegative
 from onnxcomp.compiler.integer_shortcuts import Desk, shortcut_forms
 from onnxcomp.compiler.passbase import PassLog
-from onnxcomp.ir.edits import absorb, bypass, drop_orphans
+from onnxcomp.ir.edits import absorb, bypass, drop_orphans, give_padding
 from onnxcomp.ir.graph import Node, Value, Variable
 from onnxcomp.ir.liveness import unread_constants
 from onnxcomp.ir.model import Model
@@ -146,13 +146,7 @@ def _merge_pad(desk: Desk, node: Node, readers: list[Node]) -> Refusal | None:
         if isinstance(own, Refusal):
             return own
         merged.append((reader, own))
-    for reader, own in merged:
-        reader.attrs.pop("auto_pad", None)
-        reader.attrs["pads"] = own
-        if reader.is_op("AveragePool"):
-            reader.attrs["count_include_pad"] = 1
-        graph.set_input(reader, 0, source)
-    graph.remove_nodes([node])
+    give_padding(graph, node, merged)
     desk.model.rename_node(node.name, readers[0].name)
     names = ", ".join(f"{reader.op} {reader.name!r}" for reader in readers)
     desk.log.change(node.name, f"Pad became padding of {names}")

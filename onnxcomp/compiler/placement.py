@@ -209,12 +209,12 @@ class _Placer:
                 _add(net, node, "floats", 1e-3)
         for value in self.model.graph.values().values():
             if isinstance(value, Variable) and value.name in self.floats:
-                self._edges(net, value, gains)
+                self._edges(net, value)
         _, (integers, _) = nx.minimum_cut(net, "integers", "floats")
         chosen = {node for node in integers if isinstance(node, Node)}
         return chosen | {node for node, head in self.head.items() if head in chosen}
 
-    def _edges(self, net: nx.DiGraph, value: Variable, gains: Mapping[Node, float | None]) -> None:
+    def _edges(self, net: nx.DiGraph, value: Variable) -> None:
         """Add what converting `value` costs, once, whatever number of nodes reads it."""
         maker = value.producer
         readers: set[Node | str] = {

@@ -81,7 +81,7 @@ def prepare(request: Request, model: Model | None = None) -> Prepared:
     outputs = verifier.baseline(loaded.session)
     decision = _decision(request, loaded.model, outputs)
     metric = _metric(request, data, decision, outputs)
-    _check_bounds(request, data, metric, outputs)
+    _check_bounds(request, metric, outputs)
     timings = Timings(known, strict=request.strict)
     return Prepared(request, loaded, data, verifier, outputs, decision, metric, excluded, timings, ranges)
 
@@ -144,7 +144,7 @@ def _check_labels(data: Data, outputs: Outputs, decision: str) -> None:
         )
 
 
-def _check_bounds(request: Request, data: Data, metric: Metric | None, outputs: Outputs | None) -> None:
+def _check_bounds(request: Request, metric: Metric | None, outputs: Outputs | None) -> None:
     if (request.judged or request.require_speedup is not None) and outputs is None:
         raise UsageError("a bound cannot be judged, because the model does not run here; leave out the bound")
     if request.max_drop is not None and metric not in ("top1", "agreement"):

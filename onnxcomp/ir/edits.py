@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable
 from onnxcomp.ir.liveness import dead_nodes, unread_constants
 from onnxcomp.ir.model import Model
 
-__all__ = ["absorb", "bypass", "drop_orphans", "freeze", "remove_dead_nodes"]
+__all__ = ["absorb", "bypass", "drop_orphans", "freeze", "give_padding", "remove_dead_nodes"]
 
 
 def absorb(graph: Graph, producer: Node, follower: Node) -> None:
@@ -38,6 +38,17 @@ def bypass(model: Model, old: Variable, new: Value) -> bool:
         info.name = new.name
         model.declared[new.name] = info
     return True
+
+
+def give_padding(graph: Graph, pad: Node, merged: Iterable[tuple[Node, list[int]]]) -> None:
+    """Let the readers of `pad`, each with the attribute `pads` that `merged` gives it, pad themselves, and remove `pad`."""
+    for reader, pads in merged:
+        reader.attrs.pop("auto_pad", None)
+        reader.attrs["pads"] = pads
+        if reader.is_op("AveragePool"):
+            reader.attrs["count_include_pad"] = 1
+        graph.set_input(reader, 0, pad.inputs[0])
+    graph.remove_nodes([pad])
 
 
 def freeze(graph: Graph, value: Variable, values: Array) -> Constant:

@@ -19,7 +19,7 @@ from typing import Any
 import onnxcomp
 from onnxcomp.errors import ModelError, OnnxcompError, UsageError
 
-__all__ = ["Probe", "child_environment", "package_folder", "probe"]
+__all__ = ["Probe", "child_environment", "package_folder", "probe", "run_child"]
 
 _CHILD = "onnxcomp.runtime.probe_child"
 
@@ -84,18 +84,27 @@ def probe(
         "seconds": timeout,
     }
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", _CHILD],
-            input=json.dumps(request).encode(),
-            capture_output=True,
-            timeout=timeout,
-            env=child_environment(),
-            cwd=package_folder(),
-            check=False,
-        )
+        child = run_child(_CHILD, request, timeout)
     except subprocess.TimeoutExpired as problem:
         raise ModelError(f"checking {str(path)!r} took more than {timeout:g} s and was stopped") from problem
     return _result(child, str(path), timeout)
+
+
+def run_child(module: str, request: Mapping[str, Any], timeout: float) -> subprocess.CompletedProcess[bytes]:
+    """Return how a fresh process that runs `module`, with `request` as JSON on its standard input, ended.
+
+    Raises:
+        TimeoutExpired: where it took more than `timeout` seconds; it is stopped then.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        timeout=timeout,
+        env=child_environment(),
+        cwd=package_folder(),
+        check=False,
+    )
 
 
 def package_folder() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.runtime.sandbox import child_environment, package_folder
+from onnxcomp.runtime.sandbox import run_child
 from onnxcomp.runtime.session import SessionError
 
 __all__ = ["Start", "start_fresh"]
@@ -73,15 +72,7 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
 
 def _run(request: Mapping[str, Any], name: str, timeout: float) -> Start:
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", _CHILD],
-            input=json.dumps(request).encode(),
-            capture_output=True,
-            timeout=timeout,
-            env=child_environment(),
-            cwd=package_folder(),
-            check=False,
-        )
+        child = run_child(_CHILD, request, timeout)
     except subprocess.TimeoutExpired as problem:
         raise SessionError(f"{name}: its first run took more than {timeout:g} s and was stopped") from problem
     try:
