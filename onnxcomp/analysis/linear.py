@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,55 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import LINEAR, WEIGHT_INPUTS, WRAPS_WEIGHTS
 from onnxcomp.numerics.patches import Window, at_positions, patches, resolve_pads, spread_patches
 
-__all__ = ["LinearNode", "linear_node", "not_refitted"]
+__all__ = ["Linear", "LinearNode", "linear_node", "not_refitted"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
+
+
+class Linear(Protocol):
+    """What refits weights sees of a place where `y = W x + b` is computed: one node, or several that stand in for one."""
+
+    @property
+    def node(self) -> Node:
+        """The node that makes the output."""
+
+    @property
+    def input(self) -> str:
+        """Name of the computed input."""
+
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+
+    @property
+    def group(self) -> int:
+        """Number of independent blocks."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias can be held."""
+
+    def matrix(self) -> Array64:
+        """Return the weight as `[g, o, d]`."""
+
+    def bias(self) -> Array64:
+        """Return the bias `[o]`, zeros where there is none."""
+
+    def positions(self, x: Array) -> int:
+        """Return how many output columns one sample of the batch `x` has."""
+
+    def columns_in(self, x: Array, positions: Array | None) -> Array:
+        """Return a batch of inputs as columns `[g, d, n]`, float32."""
+
+    def columns_out(self, y: Array, positions: Array | None) -> Array:
+        """Return a batch of outputs as columns `[g, o, n]`, float32."""
+
+    def pick_out(self, y: Array, rows: Array) -> Array:
+        """Return outputs `y` reduced to the channels `rows`."""
+
+    def install(self, model: Model, matrix: Array64, bias: Array64 | None, suffix: str) -> None:
+        """Store `matrix` `[g, o, d]` and `bias` `[o]`, None for the one there is."""
 
 
 @dataclass(frozen=True)

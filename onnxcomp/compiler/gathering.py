@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.linear import LinearNode
+from onnxcomp.analysis.linear import Linear, LinearNode
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, Part, Target
@@ -90,7 +90,7 @@ def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS
 
 def sample(
     values: Iterable[tuple[Values, Values]],
-    node: LinearNode,
+    node: Linear,
     rng: np.random.Generator,
     most: int = POSITIONS,
 ) -> Iterator[Sampled]:

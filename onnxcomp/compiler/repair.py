@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.analysis.linear import Linear, LinearNode, linear_node
 from onnxcomp.compiler.gathering import (
     POSITIONS,
     Columns,
@@ -36,7 +36,17 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.moments import Moments, ridge
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size
 
-__all__ = ["Site", "Solution", "Visit", "collect_moments", "refit", "sample_positions", "too_wide", "walk"]
+__all__ = [
+    "Site",
+    "Solution",
+    "Visit",
+    "collect_moments",
+    "refit",
+    "ridge_strength",
+    "sample_positions",
+    "too_wide",
+    "walk",
+]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -68,7 +78,7 @@ class Visit:
     """What the walk hands a solver: the compressed network's node and the moments of its input and wanted output."""
 
     site: Site
-    node: LinearNode
+    node: Linear
     moments: Moments
     independent: float
 
@@ -84,6 +94,9 @@ class Solution:
 Solver = Callable[[Visit], Solution | None]
 
 
+_NO_CHAINS: Mapping[str, Linear] = {}
+
+
 def refit(visit: Visit) -> Solution:
     """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression.
 
@@ -91,13 +104,18 @@ def refit(visit: Visit) -> Solution:
     """
     node, moments = visit.node, visit.moments
     prior = node.matrix()
-    strength = min(1.0, max(RIDGE_FLOOR, prior.shape[2] / visit.independent))
+    strength = ridge_strength(visit)
     if not node.has_bias:
         H, G = moments.second()
         return Solution(ridge(H, G, prior, strength), None)
     matrix = ridge(moments.covariance(), moments.cross(), prior, strength)
     bias = moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)
     return Solution(matrix, bias.reshape(-1))
+
+
+def ridge_strength(visit: Visit) -> float:
+    """Return the ridge strength: inputs per independent sample, within bounds."""
+    return min(1.0, max(RIDGE_FLOOR, visit.moments.sum_x.shape[1] / visit.independent))
 
 
 def walk(
@@ -114,6 +132,7 @@ def walk(
     anew: bool = True,
     positions: int = POSITIONS,
     branches: Callable[[str], bool] = lambda name: True,
+    chains: Mapping[str, Linear] = _NO_CHAINS,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
@@ -123,6 +142,7 @@ def walk(
     has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
     has been refined before is refined further from the weights it has. `positions` are looked at of each sample at
     most. Targets are corrected by what other branches lost where `branches` says so of the value that a branch adds.
+    `chains` are what stands in for the nodes of these names, where that is more than a node.
     """
     samples = context.calibration
     assert samples is not None, "the driver's preflight supplies calibration samples"
@@ -141,14 +161,15 @@ def walk(
             Frontier(net, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
             for net, spool in ((original, first), (compressed, second))
         )
-        pairs = find_pairs(compressed, [site.name for site in sites]) if joint else {}
+        single = [site.name for site in sites if site.name not in chains]
+        pairs = find_pairs(compressed, single) if joint else {}
         seen: dict[str, Moments] = {}
         producers = {each.producer.node.name for each in pairs.values()}
         for each in pairs.values():
             new.hold(each.producer.input)
         for step, site in enumerate(sites):
             context.progress(what, step, len(sites))
-            node = linear_node(nodes[site.name])
+            node = chains.get(site.name) or linear_node(nodes[site.name])
             assert node is not None, site.name
             other = _other_branch(node.node, original, new, {s.name for s in sites[step:]}, shapes)
             other = other if other is not None and branches(other) else None
@@ -185,7 +206,7 @@ class _Stop:
     """
 
     site: Site
-    node: LinearNode
+    node: Linear
     wanted: str
     other: str | None
     seed: int
@@ -234,6 +255,7 @@ def _refine_pair(
     """Refine the reader at `stop` together with its producer, and make what lies between them run again."""
     node = stop.node
     bounds = _activation_bounds(node.node, new.model, stop.other) or (-np.inf, np.inf)
+    assert isinstance(node, LinearNode), "chains are in no pair"
     pair = Pair(link.producer, node, link.bounds, bounds)
     extra = [stop.other] if stop.other else []
 

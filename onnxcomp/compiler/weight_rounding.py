@@ -47,6 +47,7 @@ class Rounder:
     def __call__(self, visit: Visit) -> Solution:
         """Return the rounded weights of the node visited, as real numbers, and the bias that goes with them."""
         node, moments = visit.node, visit.moments
+        assert isinstance(node, LinearNode), "chains are not rounded on the walk"
         name = visit.site.name
         wanted = node.matrix()
         H = moments.sum_xx / moments.count
