@@ -10,5 +10,7 @@ BUILTIN: dict[str, str] = {
     "insert-qdq": "onnxcomp.passes.insert_qdq:InsertQdq",
     "prune-filters": "onnxcomp.passes.prune_filters:PruneFilters",
     "remove-dead": "onnxcomp.passes.remove_dead:RemoveDead",
+    "split-svd": "onnxcomp.passes.split_svd:SplitSvd",
+    "substitute-depthwise": "onnxcomp.passes.substitute_depthwise:SubstituteDepthwise",
 }
 """Where each built-in pass is defined, by name. Nothing is imported before it is asked for."""

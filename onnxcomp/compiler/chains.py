@@ -8,7 +8,7 @@ one node still: it reads the columns that the dense kernel would read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from onnxcomp.ir.graph import Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.forms import Factors, Form
 
-__all__ = ["Chain", "Layout", "Link", "lay_out"]
+__all__ = ["Chain", "Layout", "Link", "lay_out", "possible"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -133,6 +133,27 @@ def lay_out(node: LinearNode, form: Form, layout: Layout, spatial: tuple[int, ..
     return [link for j in range(times) for link in (point(o, c, (), j), axes.link(o, o, o, whole, (), j))]
 
 
+def possible(form: str, node: LinearNode, layout: Layout = "plain") -> str | None:
+    """Return why the form of this name cannot stand in for `node` in `layout`, or None where it can."""
+    if not node.spatial:
+        return None if form == "channel" else f"a matrix product has no kernel that {form} could split"
+    kernel = node.weight_array().shape[2:]
+    taps, wide = math.prod(kernel), sum(k > 1 for k in kernel)
+    if taps == 1:
+        return None if form == "channel" else f"its kernel of one tap leaves {form} nothing to split"
+    if form in ("vertical", "horizontal"):
+        if len(kernel) != 2 or wide < 2:
+            return f"its kernel has no two axes that {form} could split"
+        if node.node.attrs.get("output_shape"):
+            return "its output_shape belongs to both axes at once"
+    per_block = node.weight_array().shape[node.in_axis]
+    if form in ("depthwise", "pointwise") and node.group > 1 and per_block == 1:
+        return "it is depthwise already"
+    if form == "depthwise" and layout == "concat" and node.group > 1:
+        return "the results of its blocks would have to be joined apart"
+    return None
+
+
 def _weights(form: Form, layout: Layout, blocks: Sequence[Factors]) -> list[Array]:
     """Return the weights of the links as `[outputs, inputs, taps]`, from the factors of every block."""
     kinds = [np.stack(parts) for parts in zip(*blocks, strict=True)]
@@ -204,6 +225,13 @@ class Chain:
         chain = cls(template, form, layout, last, links, nodes)
         chain.install_factors(model, blocks, None)
         return chain
+
+    def within(self, nodes: Mapping[str, Node]) -> Chain:
+        """Return the chain as it stands in a clone of the model, whose nodes by name are `nodes`."""
+        own = [nodes[node.name] for node in self.nodes]
+        return Chain(
+            self.template, self.form, self.layout, nodes[self.node.name], self.links, own, list(self.blocks)
+        )
 
     # --- the face of a linear node ---------------------------------------------------------------------------------
     @property

@@ -15,7 +15,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import WEIGHTED
 from onnxcomp.numerics.moments import Moments, ridge
 
-__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "refit_once"]
+__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "refit_once", "shared_weight"]
 
 Rows = NDArray[np.int64]
 Keep = Mapping[str, NDArray[np.bool_]]
@@ -56,7 +56,7 @@ def damaged_sites(
             name = was.node.inputs[was.weight].name
             sliced = (name, was.out_axis) in kept
             if dirty or (name, was.in_axis) in kept:
-                reason = left_alone(node.name) or _shared(original, was) or too_wide(linear)
+                reason = left_alone(node.name) or shared_weight(original, was) or too_wide(linear)
                 if reason:
                     refused[node.name] = reason
                 else:
@@ -86,7 +86,8 @@ def biases_to_come(model: Model) -> list[tuple[str, int]]:
     ]
 
 
-def _shared(model: Model, node: LinearNode) -> str | None:
+def shared_weight(model: Model, node: LinearNode) -> str | None:
+    """Return why the weight of `node` is not changed, or None: another node reads it, too."""
     weight = node.node.inputs[node.weight]
     if model.graph.sole_use(weight) is None:
         return f"its weight {weight.name!r} is shared, and a refit would make a copy of it"

@@ -29,7 +29,7 @@ from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session, SessionError
 
-__all__ = ["LEAST", "output_effects"]
+__all__ = ["LEAST", "directed_feeds", "output_effects", "unsaturated"]
 
 Array = NDArray[Any]
 Array64 = NDArray[np.float64]
@@ -75,7 +75,7 @@ def output_effects(
     outputs = [
         name
         for v in model.graph.outputs
-        if (name := _unsaturated(v)) in shapes and (v.dtype is None or np.dtype(v.dtype) == np.float32)
+        if (name := unsaturated(v)) in shapes and (v.dtype is None or np.dtype(v.dtype) == np.float32)
     ]
     if samples is None or not outputs or model.weight_bytes > PIECE_LIMIT or len(samples) < LEAST:
         return {}
@@ -92,7 +92,7 @@ def output_effects(
     done = 0
     try:
         session = Session(back.model, threads=threads, custom_op_libs=context.custom_op_libs)
-        feeds = _with_directions(with_outputs(model, outputs), outputs, samples, batch, context)
+        feeds = directed_feeds(with_outputs(model, outputs), outputs, samples, batch, context)
         for count, parts in in_order(partial(_run, session, bins), feeds, several):
             for have, part in zip(found, parts, strict=True):
                 have.append(part)
@@ -107,7 +107,7 @@ def output_effects(
     }
 
 
-def _with_directions(
+def directed_feeds(
     model: bytes, outputs: Sequence[str], samples: Samples, batch: int, context: Context
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     """Yield the number of samples in each feed, and the feed with a random direction for each of `outputs`."""
@@ -125,7 +125,7 @@ def _with_directions(
         done += count
 
 
-def _unsaturated(output: Value) -> str:
+def unsaturated(output: Value) -> str:
     """Return the name of the value that says what `output` says before a Softmax or Sigmoid flattens it.
 
     Behind those the derivatives of confident answers vanish, and with them what is known of the effects.

@@ -48,14 +48,16 @@ class FitChains:
         strength = ridge_strength(visit)
         H, G = (moments.covariance(), moments.cross()) if chain.has_bias else moments.second()
         wanted = ridge(H, G, prior, strength)
-        steps = MORE_STEPS if name in self.seen else FIRST_STEPS
+        again = name in self.seen
+        steps = MORE_STEPS if again else FIRST_STEPS
         self.seen.add(name)
         blocks, products = [], []
         weigh = self.outputs.get(name)
         for block in range(len(H)):
             damped = H[block] + strength * np.trace(H[block]) / len(H[block]) * np.eye(len(H[block]))
             metric = Metric(damped, None if weigh is None else weigh[block])
-            found = fit(chain.form, wanted[block], metric, steps, chain.blocks[block])
+            start = chain.blocks[block] if again else None
+            found = fit(chain.form, wanted[block], metric, steps, start)
             blocks.append(found.factors)
             products.append(found.product)
         matrix = np.stack(products)

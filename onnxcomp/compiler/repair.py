@@ -115,7 +115,7 @@ def refit(visit: Visit) -> Solution:
 
 def ridge_strength(visit: Visit) -> float:
     """Return the ridge strength: inputs per independent sample, within bounds."""
-    return min(1.0, max(RIDGE_FLOOR, visit.moments.sum_x.shape[1] / visit.independent))
+    return min(1.0, max(RIDGE_FLOOR, int(visit.moments.sum_x.shape[1]) / visit.independent))
 
 
 def walk(
