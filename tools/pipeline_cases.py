@@ -1,0 +1,148 @@
+"""What `tools.try_pipelines` tries: networks, and the pipelines of all lossy passes that are run on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.quantize_cases import ZOO
+
+__all__ = ["FOLDED", "NETWORKS", "USUAL", "Network", "Try", "tries_for"]
+
+
+@dataclass(frozen=True)
+class Try:
+    """A pipeline: its name, and what runs after the exact passes; `alone` are the tries that a pair of passes is to beat.
+
+    Those are of one pass each, and leave as many MACs as the pair does.
+    """
+
+    name: str
+    passes: str = ""
+    alone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is known by name, how many samples of which data calibrate it, and the pipelines to try on it.
+
+    `by_agreement` says that results are judged by their agreement with the original, though there are labels.
+    """
+
+    name: str
+    model: str
+    tries: tuple[Try, ...]
+    samples: int = 512
+    data: str = "cifar10"
+    shipped: bool = False
+    by_agreement: bool = False
+
+    def model_path(self, shared: Path) -> Path:
+        """Return the file."""
+        return (ZOO if self.shipped else shared / "models") / f"{self.model}.onnx"
+
+    def data_path(self, shared: Path, role: str) -> Path:
+        """Return the samples for `role`, calibration or evaluation."""
+        return (ZOO if self.shipped else shared / "data") / f"{self.data}_{role}.npz"
+
+
+FOLDED = Try("folded")
+"""The exact passes alone."""
+
+_INT8 = Try("int8", "insert-qdq")
+
+_PASSES = {"prune": "prune-filters", "split": "split-svd", "depthwise": "substitute-depthwise"}
+
+
+def _one(name: str, what: str, share: float, more: str = "") -> Try:
+    """Return the try of one pass under a budget; `share` is of the network that the pipeline was given."""
+    return Try(f"{name}-{what}-{share:g}", f"{_PASSES[name]}{{{what}={share:g}{more}}}")
+
+
+def _two(first: str, second: str, what: str, between: float, share: float) -> Try:
+    """Return the try of two passes: the first goes as far as `between`, the second to `share`."""
+    one, other = _one(first, what, between), _one(second, what, share)
+    alone = tuple(_one(name, what, share).name for name in (first, second)) if what == "macs" else ()
+    return Try(f"{first}+{other.name}", f"{one.passes},{other.passes}", alone)
+
+
+def _with_int8(tries: tuple[Try, ...]) -> Iterator[Try]:
+    """Yield each of `tries`, then the same with integers behind it."""
+    for one in tries:
+        yield one
+        yield Try(f"{one.name}+int8", f"{one.passes},{_INT8.passes}")
+
+
+def _orders(pairs: str, between: float, share: float) -> tuple[Try, ...]:
+    """Return each pass in `pairs`, as in `prune+split split+prune`, alone, then the pairs, all at one share of MACs."""
+    two = [pair.partition("+")[::2] for pair in pairs.split()]
+    return (
+        *(_one(name, "macs", share) for name in dict.fromkeys(name for pair in two for name in pair)),
+        *(_two(first, second, "macs", between, share) for first, second in two),
+    )
+
+
+_RESNET56 = (
+    FOLDED,
+    _INT8,
+    *_orders("depthwise+split split+prune prune+split prune+depthwise", 0.7, 0.45),
+    *_with_int8(
+        (
+            _one("prune", "latency", 0.6),
+            _one("split", "latency", 0.75),
+            _one("depthwise", "latency", 0.75),
+            _two("prune", "split", "latency", 0.7, 0.5),
+            _two("split", "prune", "latency", 0.8, 0.5),
+        )
+    ),
+)
+
+_LITE0 = (
+    FOLDED,
+    _INT8,
+    *_with_int8(_orders("split+prune prune+split", 0.9, 0.8)),
+    *_with_int8((_one("prune", "latency", 0.85), _one("split", "latency", 0.85))),
+)
+
+_EVERY = "depthwise+split split+depthwise split+prune prune+split depthwise+prune prune+depthwise"
+
+USUAL = (
+    FOLDED,
+    _INT8,
+    *_orders("split+prune prune+split depthwise+split", 0.75, 0.5),
+    *_with_int8((_one("prune", "latency", 0.7), _one("split", "latency", 0.7))),
+)
+"""What is tried on a network of which nothing is known."""
+
+_SMALL = (FOLDED, *_orders(_EVERY, 0.6, 0.35))
+_VGG9 = (
+    *_SMALL,
+    _INT8,
+    *_with_int8(
+        (
+            _one("prune", "latency", 0.45),
+            _one("split", "latency", 0.45),
+            _two("split", "prune", "latency", 0.6, 0.45),
+        )
+    ),
+)
+_MLP = (FOLDED, *_with_int8(_orders("split+prune prune+split", 0.7, 0.4)))
+
+NETWORKS: Mapping[str, Network] = {
+    network.name: network
+    for network in (
+        Network("resnet56", "cifar10_resnet56_bn", _RESNET56),
+        Network("lite0", "efficientnet_lite0_bn", _LITE0, samples=128, data="imagenet", by_agreement=True),
+        Network("resnet20", "cifar10_resnet20_bn", _SMALL),
+        Network("vgg9", "cifar10_vgg9_bn", _VGG9),
+        Network("digits-resnet", "digits_resnet", USUAL, data="digits", shipped=True),
+        Network("digits-mlp", "digits_mlp", _MLP, data="digits", shipped=True),
+    )
+}
+"""The networks by name. On resnet20 and vgg9 all pairs of passes stand beside either alone at the same MACs."""
+
+
+def tries_for(name: str) -> tuple[Try, ...]:
+    """Return what is tried on the network called `name`, or on a file."""
+    return NETWORKS[name].tries if name in NETWORKS else USUAL

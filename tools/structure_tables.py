@@ -1,0 +1,143 @@
+"""How `tools.bench_structure` prints what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench_prune import Figure
+from tools.structure_runs import STRUCTURAL, Result, drop_of
+
+__all__ = ["forms_text", "number", "show_memory", "show_results", "show_speed", "show_spread"]
+
+
+def show_results(console: Console, results: Sequence[Result]) -> None:
+    """Print one line per run, what is to be reached in brackets, and below what was missed or failed."""
+    table = Table(title="split-svd and substitute-depthwise, the whole command", title_justify="left")
+    table.add_column("row")
+    for name in (
+        *("seed", "samples", "original %", "accuracy %", "drop", "agreement %", "MACs %", "parameters %"),
+        *("bytes", "bytes %", "time / folded", "seconds", "peak MB", "replaced", "left", "met"),
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("forms")
+    for result in results:
+        targets = {figure.name: figure for figure in result.figures}
+        whole = result.bytes_before
+        table.add_row(
+            result.case,
+            str(result.seed),
+            number(result.samples, digits=0),
+            number(result.accuracy_before),
+            number(result.accuracy),
+            _cell(drop_of(result), targets.get("drop")),
+            _cell(result.agreement, targets.get("agreement")),
+            _cell(result.macs_share, targets.get("macs_share"), 100),
+            _cell(result.parameters_share, targets.get("parameters_share"), 100),
+            number(result.bytes, digits=0),
+            number(result.bytes / whole if result.bytes is not None and whole else None, 100, 1),
+            _cell(result.latency_share, targets.get("latency_share"), digits=3),
+            _cell(result.seconds, targets.get("seconds"), digits=1),
+            number(result.peak_bytes, 1e-6, 0),
+            number(sum(result.forms.values()), digits=0),
+            number(result.left, digits=0),
+            "yes" if result.met else "no",
+            forms_text(result),
+        )
+    console.print(table)
+    for result in results:
+        for line in _remarks(result):
+            console.print(line, markup=False, highlight=False)
+
+
+def _remarks(result: Result) -> list[str]:
+    named = f"{result.case} (seed {result.seed})"
+    lines = [] if result.failure is None else [f"{named}: {result.failure}"]
+    for figure in (figure for figure in result.figures if not figure.met):
+        reached = "not measured" if figure.reached is None else f"{figure.reached:.4g}"
+        lines.append(f"{named}: {figure.name} {reached} misses {figure.bound} {figure.target:g}")
+    return lines
+
+
+def forms_text(result: Result) -> str:
+    """Return what layers were replaced by, as in `5 channel, 2 tucker`."""
+    return ", ".join(f"{count} {form}" for form, count in result.forms.items())
+
+
+def show_spread(console: Console, found: Mapping[str, Mapping[str, float]]) -> None:
+    """Print mean, least, most and deviation of the accuracy of every row that ran with several seeds."""
+    table = Table(title="accuracy % over seeds", title_justify="left")
+    names = ("runs", "mean", "least", "most", "deviation")
+    for name in ("row", *names):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for case, numbers in found.items():
+        table.add_row(case, *(f"{numbers[n]:g}" if n == "runs" else number(numbers[n]) for n in names))
+    console.print(table)
+
+
+def show_memory(console: Console, pairs: Sequence[tuple[Result, Result, Figure]]) -> None:
+    """Print the peaks of each row with fewer and with more samples side by side."""
+    table = Table(title="peak memory of the whole command", title_justify="left")
+    table.add_column("row")
+    for name in ("samples", "peak MB", "samples", "peak MB", "more / fewer", "met"):
+        table.add_column(name, justify="right")
+    for fewer, more, figure in pairs:
+        cells = ((number(one.samples, digits=0), number(one.peak_bytes, 1e-6, 0)) for one in (fewer, more))
+        met = figure.met and fewer.met and more.met
+        table.add_row(
+            fewer.case, *(c for two in cells for c in two), _cell(figure.reached, figure, 1, 3), _yes(met)
+        )
+    console.print(table)
+    for result in (one for fewer, more, _ in pairs for one in (fewer, more)):
+        if result.failure is not None:
+            console.print(
+                f"{result.case}, {result.samples} samples: {result.failure}", markup=False, highlight=False
+            )
+
+
+def show_speed(console: Console, results: Sequence[Result]) -> None:
+    """Print the seconds of the whole command, and which parts of it took them.
+
+    `around` is what no pass took: to start, to look at the file, to verify and to judge on the evaluation samples.
+    """
+    table = Table(title="seconds of the whole command", title_justify="left")
+    table.add_column("row")
+    names = ("samples", "seconds", "CPU s", "structure s", "other passes s", "around s", "met")
+    for name in names:
+        table.add_column(name, justify="right")
+    for result in results:
+        times = result.pass_seconds or {}
+        structure = sum(seconds for name, seconds in times.items() if name in STRUCTURAL)
+        whole = sum(times.values())
+        target = next((figure for figure in result.figures if figure.name == "seconds"), None)
+        table.add_row(
+            result.case,
+            number(result.samples, digits=0),
+            _cell(result.seconds, target, digits=1),
+            *(
+                number(value, digits=1)
+                for value in (result.cpu_seconds, structure, whole - structure, result.seconds - whole)
+            ),
+            _yes(result.failure is None and (target is None or target.met)),
+        )
+    console.print(table)
+    for result in results:
+        if result.failure is not None:
+            console.print(f"{result.case}: {result.failure}", markup=False, highlight=False)
+
+
+def number(value: float | None, factor: float = 1, digits: int = 2) -> str:
+    """Return `value * factor` with `digits` decimals and commas between thousands, a dash for None."""
+    return "-" if value is None else f"{value * factor:,.{digits}f}"
+
+
+def _cell(value: float | None, figure: Figure | None, factor: float = 1, digits: int = 2) -> str:
+    """Return what was reached, and in brackets what is to be reached."""
+    target = "" if figure is None else f" ({figure.bound} {figure.target * factor:g})"
+    return number(value, factor, digits) + target
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
