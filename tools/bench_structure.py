@@ -27,7 +27,7 @@ from tools.bench_output import write_document
 from tools.bench_prune import EXACT, FLAT, ROOT, Figure, spread
 from tools.structure_cases import CASES, MEMORY_ROWS, MEMORY_SAMPLES, SPEED_ROWS, Case
 from tools.structure_runs import Result, Setting, measure, pipeline
-from tools.structure_tables import show_memory, show_results, show_speed, show_spread
+from tools.structure_tables import line_of, show_memory, show_results, show_speed, show_spread
 
 __all__ = ["main"]
 
@@ -170,6 +170,7 @@ def _rows(
         for seed in seeds:
             print(f"{case.name}: seed {seed}", file=sys.stderr)
             results.append(measure(case, setting, seed))
+            print(f"    {line_of(results[-1])}", file=sys.stderr)
     show_results(console, results)
     spreads = spread(results)
     if spreads:

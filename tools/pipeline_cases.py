@@ -55,9 +55,9 @@ _INT8 = Try("int8", "insert-qdq")
 _PASSES = {"prune": "prune-filters", "split": "split-svd", "depthwise": "substitute-depthwise"}
 
 
-def _one(name: str, what: str, share: float, more: str = "") -> Try:
+def _one(name: str, what: str, share: float) -> Try:
     """Return the try of one pass under a budget; `share` is of the network that the pipeline was given."""
-    return Try(f"{name}-{what}-{share:g}", f"{_PASSES[name]}{{{what}={share:g}{more}}}")
+    return Try(f"{name}-{what}-{share:g}", f"{_PASSES[name]}{{{what}={share:g}}}")
 
 
 def _two(first: str, second: str, what: str, between: float, share: float) -> Try:

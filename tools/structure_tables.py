@@ -10,7 +10,7 @@ from rich.table import Table
 from tools.bench_prune import Figure
 from tools.structure_runs import STRUCTURAL, Result, drop_of
 
-__all__ = ["forms_text", "number", "show_memory", "show_results", "show_speed", "show_spread"]
+__all__ = ["forms_text", "line_of", "number", "show_memory", "show_results", "show_speed", "show_spread"]
 
 
 def show_results(console: Console, results: Sequence[Result]) -> None:
@@ -59,6 +59,20 @@ def _remarks(result: Result) -> list[str]:
         reached = "not measured" if figure.reached is None else f"{figure.reached:.4g}"
         lines.append(f"{named}: {figure.name} {reached} misses {figure.bound} {figure.target:g}")
     return lines
+
+
+def line_of(result: Result) -> str:
+    """Return what came of a run in a few words, for those who wait for the table."""
+    if result.bytes is None:
+        return (result.failure or "nothing was written").splitlines()[0]
+    found = (
+        f"accuracy {number(result.accuracy)}, agreement {number(result.agreement)}",
+        f"MACs {number(result.macs_share, 100, 1)} %, {number(result.bytes, digits=0)} bytes",
+        *([] if result.latency_share is None else [f"time {number(result.latency_share, digits=3)}"]),
+        f"{number(result.seconds, digits=1)} s",
+        *([] if result.failure is None else [f"exit {result.exit_code}"]),
+    )
+    return ", ".join(found)
 
 
 def forms_text(result: Result) -> str:

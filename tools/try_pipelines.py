@@ -31,7 +31,7 @@ from tools.bench_output import write_document
 from tools.bench_prune import EXACT, ROOT
 from tools.pipeline_cases import FOLDED, NETWORKS, Network, Try, tries_for
 from tools.structure_runs import Result, Work, run_command
-from tools.structure_tables import forms_text, number
+from tools.structure_tables import forms_text, line_of, number
 
 __all__ = ["Entry", "Gain", "Subject", "best_for", "gains", "main", "try_all"]
 
@@ -86,6 +86,8 @@ class Gain:
 def try_all(subject: Subject, folder: Path, rounds: int, tell: Callable[[str], None]) -> list[Entry]:
     """Run every pipeline on `subject`, the files into `folder`; return the original's entry, then one for each.
 
+    `tell` gets a line when a run begins and one when it has ended; the times are taken when all have.
+
     Raises:
         OSError: where python cannot be started.
     """
@@ -93,7 +95,7 @@ def try_all(subject: Subject, folder: Path, rounds: int, tell: Callable[[str], N
     written: dict[str, Path] = {}
     for position, one in enumerate(subject.tries, 1):
         tell(f"{subject.name}: {one.name} ({position} of {len(subject.tries)})")
-        # Names of passes are not for files.
+        # A name may be the text of a pipeline, which is none for a file.
         work = Work(
             f"{subject.name}.{position}",
             subject.model,
@@ -105,6 +107,7 @@ def try_all(subject: Subject, folder: Path, rounds: int, tell: Callable[[str], N
             subject.threads,
         )
         results[one.name], file = run_command(work, folder)
+        tell(f"    {line_of(results[one.name])}")
         if file is not None:
             written[one.name] = file
     times = _times(subject.model, written, rounds)
