@@ -9,6 +9,7 @@ times the steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.numerics.forms import Channel, Factors, Form
 
-__all__ = ["Fit", "Metric", "fit"]
+__all__ = ["Fit", "Metric", "balanced", "fit"]
 
 Array = NDArray[Any]
 
@@ -28,6 +29,12 @@ EXACT = 1e-11
 
 MEMORY = 12
 """Steps that the quasi-Newton method remembers."""
+
+LEAST_GAIN = 1e-5
+"""Share of the error below which the gain of one step ends a fit."""
+
+_FLATTEST = 1e-3
+"""Variances of channels below this share of their mean count as this."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +63,70 @@ class Fit:
 def fit(form: Form, W: Array, metric: Metric, steps: int, start: Factors | None = None) -> Fit:
     """Return the factors of `form` that come nearest to `W` `[o, d]` under `metric` after at most `steps` steps.
 
-    `start` are factors to go on from. What is returned is never worse than the start.
+    `start` are factors to go on from. What is returned is never worse than the start. Where the weights make nothing
+    (they, the variance of the inputs, or what errors weigh, are zero) the start itself is returned.
     """
     whole = metric.of(W)
     if not whole > 0:
-        factors = start or form.start(W, metric.inputs)
+        factors = start or form.start(W, np.eye(form.width))
         return Fit(form, factors, form.expand(factors), 0.0)
     if isinstance(form, Channel):
-        factors = _reduced_rank(form, W, metric)
-        product = form.expand(factors)
-        return Fit(form, factors, product, metric.of(product - W) / whole)
-    scale = _spread(metric.inputs, form.taps)
-    wide = np.repeat(scale, form.taps)
-    inside = Metric(
-        (metric.inputs / (wide[:, None] * wide * whole)).astype(np.float32),
-        None if metric.outputs is None else metric.outputs.astype(np.float32),
-    )
-    W_inside = W * wide
-    first = form.scaled(start, scale) if start else form.start(W_inside, inside.inputs.astype(np.float64))
-    factors = _descend(form, W_inside.astype(np.float32), inside, first, steps)
-    factors = form.scaled(factors, 1 / scale)
+        return _judged(form, _reduced_rank(form, W, metric), W, metric, whole)
+    mix, back = _channel_roots(form, metric.inputs)
+    size = np.linalg.norm(W_inside := _on_channels(W, mix)) / np.sqrt(W.size)
+    mix, back, W_inside = mix / size, back * size, W_inside / size
+    inside = _inside(metric, back, whole)
+    first = form.mixed(start, mix) if start else form.start(W_inside, inside.inputs.astype(np.float64))
+    factors = _descend(form, W_inside.astype(np.float32), inside, balanced(first), steps)
+    ends = (_judged(form, form.mixed(each, back), W, metric, whole) for each in (factors, first))
+    # In float32 the last steps towards an exact product may go astray.
+    return min(ends, key=lambda end: end.error)
+
+
+def balanced(factors: Factors) -> Factors:
+    """Return the factors with the same product and equal norms.
+
+    Descent moves what is small far and what is large hardly at all, and half precision and integers like no extremes.
+    """
+    norms = [float(np.linalg.norm(factor)) for factor in factors]
+    if not all(norm > 0 for norm in norms):
+        return factors
+    common = math.exp(sum(map(math.log, norms)) / len(norms))
+    return tuple(factor * (common / norm) for factor, norm in zip(factors, norms, strict=True))
+
+
+def _judged(form: Form, factors: Factors, W: Array, metric: Metric, whole: float) -> Fit:
     product = form.expand(factors)
     return Fit(form, factors, product, max(0.0, metric.of(product - W) / whole))
 
 
-def _spread(H: Array, taps: int) -> Array:
-    """Return the standard deviation of every channel, never far below the others'."""
-    variance = np.diag(H).reshape(-1, taps).mean(1)
-    spread: Array = np.sqrt(np.maximum(variance, 1e-4 * max(float(variance.mean()), 1e-30)))
-    return spread
+def _inside(metric: Metric, back: Array, whole: float) -> Metric:
+    """Return `metric` for weights whose channels `back` `[c, c]` turns back, where what weighed `whole` weighs 1; float32."""
+    inputs = _on_channels(_on_channels(metric.inputs, back.T).T, back.T)
+    if metric.outputs is None:
+        return Metric((inputs / whole).astype(np.float32))
+    mean = float(np.trace(metric.outputs)) / len(metric.outputs)
+    return Metric((inputs * (mean / whole)).astype(np.float32), (metric.outputs / mean).astype(np.float32))
+
+
+def _on_channels(M: Array, mix: Array) -> Array:
+    """Return `M` `[n, c * s]` with its channels multiplied by `mix` `[c, c]`."""
+    made: Array = mix.T @ M.reshape(len(M), len(mix), -1)
+    return made.reshape(M.shape)
+
+
+def _channel_roots(form: Form, H: Array) -> tuple[Array, Array]:
+    """Return the root of the covariance `[c, c]` of the channels, and its inverse: with it the slopes of a fit are even.
+
+    Where the form keeps channels apart it is that of their variances. None is far below the others.
+    """
+    c, s = form.channels, form.taps
+    between = np.einsum("csds->cd", H.reshape(c, s, c, s))
+    if form.apart:
+        between = np.diag(np.diag(between))
+    values, vectors = np.linalg.eigh(between)
+    roots = np.sqrt(np.maximum(values, _FLATTEST * float(values.mean())))
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def _reduced_rank(form: Form, W: Array, metric: Metric) -> Factors:
@@ -93,14 +135,14 @@ def _reduced_rank(form: Form, W: Array, metric: Metric) -> Factors:
     With `F = R R'`, `A = R'^-1 U` and `B = U' R' W` for the leading eigenvectors `U` of `R' W H W' R`.
     """
     rank = form.ranks[0]
-    o, d = W.shape
+    o = len(W)
     R = np.eye(o) if metric.outputs is None else _root(metric.outputs)
     weighed = R.T @ W
-    values, U = np.linalg.eigh(weighed @ metric.inputs @ weighed.T)
+    _, U = np.linalg.eigh(weighed @ metric.inputs @ weighed.T)
     U = U[:, ::-1][:, :rank]
     A, B = np.linalg.solve(R.T, U), U.T @ weighed
-    missing = rank - A.shape[1]
-    return (A, B) if missing <= 0 else (np.pad(A, ((0, 0), (0, missing))), np.pad(B, ((0, missing), (0, 0))))
+    missing = max(0, rank - o)
+    return np.pad(A, ((0, 0), (0, missing))), np.pad(B, ((0, missing), (0, 0)))
 
 
 def _root(F: Array) -> Array:
@@ -119,17 +161,17 @@ def _descend(form: Form, W: Array, metric: Metric, start: Factors, steps: int) -
         return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def error(x: Array) -> tuple[float, Array]:
+        """Return the error in units of `EXACT`: the optimizer takes a gain as a share of what is above 1."""
         factors = unpack(x.astype(np.float32))
         E = form.expand(factors) - W
         slope = E @ metric.inputs
         slope = slope if metric.outputs is None else metric.outputs @ slope
-        found = float(np.vdot(E, slope))
-        return found, _pack(form.slopes(factors, 2 * slope))
+        return float(np.vdot(E, slope)) / EXACT, _pack(form.slopes(factors, slope)) * (2 / EXACT)
 
     x = _pack(start)
-    if error(x)[0] < EXACT:
+    if error(x)[0] < 1:
         return start
-    options: Any = {"maxiter": steps, "maxfun": 3 * steps, "maxcor": MEMORY, "ftol": 1e-7, "gtol": 0.0}
+    options: Any = {"maxiter": steps, "maxfun": 3 * steps, "maxcor": MEMORY, "ftol": LEAST_GAIN, "gtol": 0.0}
     found = scipy.optimize.minimize(error, x, jac=True, method="L-BFGS-B", options=options)
     return unpack(found.x)
 

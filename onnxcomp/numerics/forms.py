@@ -52,6 +52,8 @@ class Form(ABC):
     ranks: tuple[int, ...]
 
     name: ClassVar[str] = ""
+    apart: ClassVar[bool] = False
+    """Whether the form, or its start, takes every channel for itself."""
 
     @property
     def taps(self) -> int:
@@ -84,8 +86,11 @@ class Form(ABC):
         """Return factors to start from: a singular value decomposition, for inputs of covariance `H` `[c * s, c * s]`."""
 
     @abstractmethod
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
-        """Return factors whose product has the channels of the other's multiplied by `scale` `[c]`."""
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
+        """Return factors whose product is that of `factors`, `[o, c, s]`, with its channels multiplied by `mix` `[c, c]`.
+
+        Where channels are kept `apart`, the mix must be diagonal.
+        """
 
     def elements(self) -> int:
         """Return the elements of all factors."""
@@ -144,9 +149,9 @@ class _Pair(Form):
         n = self._sides()[1]
         return whitened_svd(self._unfold(W), H.reshape(n, n), self.ranks[0])
 
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
         A, B = factors
-        return A, (B.reshape(self.ranks[0], self.channels, -1) * scale[:, None]).reshape(B.shape)
+        return A, (mix.T @ B.reshape(len(B), self.channels, -1)).reshape(B.shape)
 
 
 class Channel(_Pair):
@@ -211,7 +216,7 @@ class Tucker(Form):
     def start(self, W: Array, H: Array) -> Factors:
         q, r = self.ranks
         made, _ = Channel(self.outputs, self.channels, self.kernel, (q,)).start(W, H)
-        A = np.linalg.qr(made)[0]
+        A = _widened(np.linalg.qr(made)[0], q, 1)
         _, B = First(self.outputs, self.channels, self.kernel, (r,)).start(W, H)
         inner = (A.T @ W).reshape(q, self.channels, self.taps).transpose(0, 2, 1).reshape(-1, self.channels)
         variance = np.einsum("csds->cd", H.reshape(self.channels, self.taps, self.channels, self.taps))
@@ -221,14 +226,15 @@ class Tucker(Form):
         core = np.linalg.lstsq((B @ V).T, (inner @ V).T, rcond=None)[0].T
         return A, core.reshape(q, self.taps, r).transpose(0, 2, 1), B
 
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
-        return factors[0], factors[1], factors[2] * scale
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
+        return factors[0], factors[1], factors[2] @ mix
 
 
 class Cp(Form):
     """1 x 1 to r channels, all taps of each of them alone, 1 x 1."""
 
     name = "cp"
+    apart = True
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         r = self.ranks[0]
@@ -256,35 +262,37 @@ class Cp(Form):
         """Return the largest parts of the decompositions of each channel alone: a depthwise form, thinned."""
         o, c, s, r = self.outputs, self.channels, self.taps, self.ranks[0]
         T = W.reshape(o, c, s)
-        sides = [T.transpose(1, 0, 2), T.transpose(0, 1, 2), T.transpose(2, 0, 1)]
+        sides = (T.transpose(1, 0, 2), T.transpose(0, 1, 2), T.transpose(2, 0, 1))
         counts = [min(side.shape[1:]) * len(side) for side in sides]
-        # By channels as long as that suffices: it is the best start by far. Others reach exactness at the full rank.
-        which = 0 if r <= counts[0] else next(k for k, n in enumerate(counts) if n >= r)
-        return self._largest(sides[which], which)
+        # By channels is the best start by far. At the full rank the side that has least parts is exact.
+        which = 0 if r < min(counts) else int(np.argmin(counts))
+        parts = self._largest(sides[which], which)
+        return _widened(parts[0], r, 1), _widened(parts[1], r, 0), _widened(parts[2], r, 0)
 
     def _largest(self, side: Array, which: int) -> Factors:
-        r = self.ranks[0]
+        """Return the `r` largest parts of the decompositions of each `side[k]`; `which` axis of `[c, o, s]` is its first."""
         U, sizes, V = np.linalg.svd(side, full_matrices=False)
-        order = np.argsort(-sizes, axis=None, kind="stable")[:r]
+        order = np.argsort(-sizes, axis=None, kind="stable")[: self.ranks[0]]
         block, place = np.unravel_index(order, sizes.shape)
-        root = np.cbrt(sizes[block, place])
-        left, right = (U[block, :, place] * root[:, None]), (V[block, place] * root[:, None])
-        unit = np.zeros((r, len(side)))
-        unit[np.arange(r), block] = root
+        root = np.cbrt(sizes[block, place])[:, None]
+        left, right = U[block, :, place] * root, V[block, place] * root
+        unit = np.zeros((len(order), len(side)))
+        unit[np.arange(len(order)), block] = root[:, 0]
         if which == 0:
             return left.T, right, unit
         if which == 1:
             return unit.T, right, left
         return left.T, unit, right
 
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
-        return factors[0], factors[1], factors[2] * scale
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
+        return factors[0], factors[1], factors[2] @ mix
 
 
 class Depthwise(Form):
     """All taps of every channel alone, r times, then 1 x 1."""
 
     name = "depthwise"
+    apart = True
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         c, r = self.channels, self.ranks[0]
@@ -310,8 +318,8 @@ class Depthwise(Form):
         ]
         return np.stack([p for p, _ in parts], 1), np.stack([d for _, d in parts])
 
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
-        return factors[0] * scale[:, None], factors[1]
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
+        return factors[0] * np.diag(mix)[:, None], factors[1]
 
 
 class Pointwise(Form):
@@ -341,8 +349,8 @@ class Pointwise(Form):
         parts = [whitened_svd(w.reshape(c, s).T, between, self.ranks[0]) for w in W]
         return np.stack([p for _, p in parts]), np.stack([d.T for d, _ in parts])
 
-    def scaled(self, factors: Factors, scale: Array) -> Factors:
-        return factors[0] * scale, factors[1]
+    def mixed(self, factors: Factors, mix: Array) -> Factors:
+        return factors[0] @ mix, factors[1]
 
 
 FORMS: dict[str, type[Form]] = {
@@ -354,13 +362,19 @@ FORMS: dict[str, type[Form]] = {
 def whitened_svd(M: Array, metric: Array, rank: int) -> tuple[Array, Array]:
     """Return `A` `[m, rank]` and `B` `[rank, n]` such that `A B` is nearest to `M` on inputs of covariance `metric`.
 
-    With `metric = L L'` and `M L = U S V'`: `A = U S`, `B = V' L^-1` (Eckart and Young 1936, in the whitened space). Where
-    `rank` exceeds what `M` has, zeros fill up.
+    With `metric = L L'` and `M L = U S V'`: `A = U S^1/2`, `B = S^1/2 V' L^-1` (Eckart and Young 1936, in the whitened
+    space). Where `rank` exceeds what `M` has, zeros fill up.
     """
-    n = len(metric)
+    mean = float(np.trace(metric)) / len(metric)
     values, vectors = np.linalg.eigh(metric)
-    values = np.sqrt(np.maximum(values, _TINY * max(float(np.trace(metric)) / n, 1e-30)))
+    values = np.sqrt(np.maximum(values, _TINY * mean if mean > 0 else 1.0))
     U, S, V = np.linalg.svd((M @ vectors) * values, full_matrices=False)
-    A, B = U[:, :rank] * S[:rank], (V[:rank] / values) @ vectors.T
-    missing = rank - A.shape[1]
-    return (A, B) if missing <= 0 else (np.pad(A, ((0, 0), (0, missing))), np.pad(B, ((0, missing), (0, 0))))
+    root = np.sqrt(S[:rank])
+    A, B = U[:, :rank] * root, (root[:, None] * V[:rank] / values) @ vectors.T
+    return _widened(A, rank, 1), _widened(B, rank, 0)
+
+
+def _widened(array: Array, size: int, axis: int) -> Array:
+    """Return `array` with zeros behind it, where it has less than `size` along `axis`."""
+    missing = size - array.shape[axis]
+    return np.pad(array, [(0, missing if a == axis else 0) for a in range(array.ndim)])
