@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
-from onnxcomp.ir.graph import Constant, Node, Value, Variable
+from onnxcomp.ir.graph import Constant, Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.factoring import balanced
 from onnxcomp.numerics.forms import Factors, Form
 
 __all__ = ["Chain", "Layout", "Link", "lay_out", "possible"]
@@ -135,22 +136,25 @@ def lay_out(node: LinearNode, form: Form, layout: Layout, spatial: tuple[int, ..
 
 def possible(form: str, node: LinearNode, layout: Layout = "plain") -> str | None:
     """Return why the form of this name cannot stand in for `node` in `layout`, or None where it can."""
+    if layout != "plain" and form not in ("depthwise", "pointwise"):
+        return f"{form} has no branches to lay out as {layout}"
+    if form == "pointwise" and layout == "concat":
+        return "the branches of pointwise are added up, not joined"
     if not node.spatial:
         return None if form == "channel" else f"a matrix product has no kernel that {form} could split"
     kernel = node.weight_array().shape[2:]
-    taps, wide = math.prod(kernel), sum(k > 1 for k in kernel)
-    if taps == 1:
+    if math.prod(kernel) == 1:
         return None if form == "channel" else f"its kernel of one tap leaves {form} nothing to split"
     if form in ("vertical", "horizontal"):
-        if len(kernel) != 2 or wide < 2:
+        if len(kernel) != 2 or 1 in kernel:
             return f"its kernel has no two axes that {form} could split"
         if node.node.attrs.get("output_shape"):
             return "its output_shape belongs to both axes at once"
-    per_block = node.weight_array().shape[node.in_axis]
-    if form in ("depthwise", "pointwise") and node.group > 1 and per_block == 1:
-        return "it is depthwise already"
-    if form == "depthwise" and layout == "concat" and node.group > 1:
-        return "the results of its blocks would have to be joined apart"
+    if form in ("depthwise", "pointwise") and node.group > 1:
+        if node.weight_array().shape[node.in_axis] == 1:
+            return "it is depthwise already"
+        if layout == "concat":
+            return "the results of its blocks would have to be joined apart"
     return None
 
 
@@ -214,17 +218,15 @@ class Chain:
     ) -> Chain:
         """Return the chain that takes the place of the node of `template`'s name in `model`, which is edited.
 
-        `blocks` are the factors of every block. The bias stays what it was.
+        `blocks` are the factors of every block. The bias stays what it was; the old weight stays registered.
         """
-        graph = model.graph
-        old = next(node for node in graph.nodes if node.name == template.node.name)
+        old = next(node for node in model.graph.nodes if node.name == template.node.name)
         links = lay_out(template, form, layout, spatial)
-        builder = _Builder(model, old, template)
-        nodes = [builder.add(link, links, layout) for link in links]
+        builder = _Builder(model.graph, old, template)
+        arrays = _arrays(template, form, layout, links, blocks)
+        nodes = [builder.add(place, links, array) for place, array in enumerate(arrays)]
         last = builder.finish(nodes, links)
-        chain = cls(template, form, layout, last, links, nodes)
-        chain.install_factors(model, blocks, None)
-        return chain
+        return cls(template, form, layout, last, links, nodes, list(blocks))
 
     def within(self, nodes: Mapping[str, Node]) -> Chain:
         """Return the chain as it stands in a clone of the model, whose nodes by name are `nodes`."""
@@ -237,7 +239,7 @@ class Chain:
     @property
     def input(self) -> str:
         """Name of the computed input."""
-        return str(self.nodes[0].inputs[self._data].name)
+        return str(self.nodes[0].inputs[self.template.data].name)
 
     @property
     def output(self) -> str:
@@ -254,23 +256,18 @@ class Chain:
         """Whether a bias can be held."""
         return self.template.has_bias
 
-    @property
-    def _data(self) -> int:
-        return self.template.data
-
     def matrix(self) -> Array64:
         """Return the product of the factors, `[g, o, d]`."""
         return np.stack([self.form.expand(block) for block in self.blocks]).astype(np.float64)
 
     def bias(self) -> Array64:
         """Return the bias `[o]`, zeros where there is none."""
-        array = self.bias_holder.constant(2) if self.has_bias else None
         count = self.form.outputs * self.group
-        return (
-            np.zeros(count)
-            if array is None
-            else np.broadcast_to(array.reshape(-1), (count,)).astype(np.float64)
-        )
+        array = self.bias_holder.constant(2) if self.has_bias else None
+        if array is None:
+            return np.zeros(count)
+        beta = float(self.bias_holder.attrs.get("beta", 1.0))
+        return np.broadcast_to(array.reshape(-1).astype(np.float64) * beta, (count,)).copy()
 
     def positions(self, x: Array) -> int:
         """Return how many output columns one sample of the batch `x` has."""
@@ -295,28 +292,37 @@ class Chain:
     def install_factors(self, model: Model, blocks: Sequence[Factors], bias: Array64 | None) -> None:
         """Store the factors of every block, and `bias` `[o]` (None for the one there is)."""
         self.blocks = list(blocks)
-        dtype = self.template.weight_array().dtype
-        weights = _weights(self.form, self.layout, _balanced(self.form, blocks))
-        for node, link, weight in zip(self.nodes, self.links, weights, strict=True):
-            array = _stored(weight, link, self.template).astype(dtype)
-            model.graph.set_constant(node, self._weight_index, np.ascontiguousarray(array), "refit")
-        if bias is not None:
-            holder = self.bias_holder
-            if isinstance(holder.input(2), Constant):
-                model.graph.set_constant(holder, 2, bias.astype(dtype), "refit")
-            else:
-                made = model.graph.add_constant(f"{self.node.name}.bias__refit", bias.astype(dtype))
-                model.graph.set_input(holder, 2, made)
-
-    @property
-    def _weight_index(self) -> int:
-        return self.template.weight
+        arrays = _arrays(self.template, self.form, self.layout, self.links, blocks)
+        for node, array in zip(self.nodes, arrays, strict=True):
+            model.graph.set_constant(node, self.template.weight, array, "refit")
+        if bias is None:
+            return
+        holder, made = self.bias_holder, bias.astype(self.template.weight_array().dtype)
+        holder.attrs.pop("beta", None)
+        if isinstance(holder.input(2), Constant):
+            model.graph.set_constant(holder, 2, made, "refit")
+        else:
+            name = f"{self.node.name}.bias__refit"
+            model.graph.set_input(holder, 2, model.graph.add_constant(name, made))
 
     @property
     def bias_holder(self) -> Node:
         """The node that has the bias: the last with a weight, or that of the first branch."""
-        first = [n for n, link in zip(self.nodes, self.links, strict=True) if link.branch in (-1, 0)]
-        return first[-1]
+        return _bias_holder(self.nodes, self.links)
+
+
+def _bias_holder(nodes: Sequence[Node], links: Sequence[Link]) -> Node:
+    return [node for node, link in zip(nodes, links, strict=True) if link.branch in (-1, 0)][-1]
+
+
+def _arrays(
+    template: LinearNode, form: Form, layout: Layout, links: Sequence[Link], blocks: Sequence[Factors]
+) -> list[Array]:
+    """Return what the nodes of the links store as weights, in the dtype of `template`'s."""
+    dtype = template.weight_array().dtype
+    weights = _weights(form, layout, [balanced(factors) for factors in blocks])
+    stored = (_stored(weight, link, template) for weight, link in zip(weights, links, strict=True))
+    return [np.ascontiguousarray(array.astype(dtype)) for array in stored]
 
 
 def _stored(weight: Array, link: Link, template: LinearNode) -> Array:
@@ -333,80 +339,65 @@ def _stored(weight: Array, link: Link, template: LinearNode) -> Array:
     return weight.reshape(link.shape)
 
 
-def _balanced(form: Form, blocks: Sequence[Factors]) -> list[Factors]:
-    """Return the factors with the size of the product spread evenly over them: half precision and integers like that."""
-    out = []
-    for factors in blocks:
-        sizes = [float(np.sqrt(np.mean(np.square(f, dtype=np.float64)))) for f in factors]
-        if not all(size > 0 for size in sizes):
-            out.append(factors)
-            continue
-        common = math.exp(sum(map(math.log, sizes)) / len(sizes))
-        out.append(tuple(f * (common / size) for f, size in zip(factors, sizes, strict=True)))
-    return out
-
-
 class _Builder:
     """Puts the nodes of a chain into a graph, before the node that they replace."""
 
-    def __init__(self, model: Model, old: Node, template: LinearNode) -> None:
-        self._model, self._graph, self._old, self._template = model, model.graph, old, template
+    def __init__(self, graph: Graph, old: Node, template: LinearNode) -> None:
+        self._graph, self._old, self._template = graph, old, template
         self._value: Value = old.inputs[template.data]
-        self._taken = {node.name for node in model.graph.nodes}
-        self._joined: list[Variable] = []
+        self._taken = graph.names()
         self._ends: list[Variable] = []
 
-    def add(self, link: Link, links: Sequence[Link], layout: Layout) -> Node:
-        """Insert the node of `link` and return it; its weight is put in later."""
-        place = next(i for i, each in enumerate(links) if each is link)
-        behind = links[place - 1] if place else None
-        x = self._old.inputs[self._template.data]
-        if link.branch >= 0 and (behind is None or behind.branch != link.branch):
-            self._value = x
-        elif link.branch < 0 and self._joined:
-            self._value = self._concat()
-        weight = self._graph.add_constant(f"{self._old.name}.{place}.weight", np.zeros(1, np.float32))
+    def add(self, place: int, links: Sequence[Link], array: Array) -> Node:
+        """Insert and return the node of the link at `place`, whose weight is `array`."""
+        link = links[place]
+        if link.branch >= 0 and (not place or links[place - 1].branch != link.branch):
+            self._value = self._old.inputs[self._template.data]
+        elif link.branch < 0 and self._ends:
+            self._value = self._joined()
+        weight = Constant(self._fresh(f"{self._old.name}.{place}.weight"), array)
+        self._graph.constants[weight.name] = weight
         inputs: list[Value] = [self._value, weight] if self._template.data == 0 else [weight, self._value]
         attrs = dict(link.attrs)
-        if self._template.node.op == "Gemm" and self._old.attrs.get("transB"):
+        if self._old.is_op("Gemm") and self._old.attrs.get("transB"):
             attrs["transB"] = 1
         made = self._node(link.op, inputs, attrs)
         self._value = made.output
-        following = links[place + 1] if place + 1 < len(links) else None
-        ends = following is None or following.branch != link.branch
-        if link.branch >= 0 and ends:
-            (self._joined if layout == "concat" else self._ends).append(made.output)
+        if link.branch >= 0 and (place + 1 == len(links) or links[place + 1].branch != link.branch):
+            self._ends.append(made.output)
         return made
 
-    def finish(self, nodes: list[Node], links: Sequence[Link]) -> Node:
+    def finish(self, nodes: Sequence[Node], links: Sequence[Link]) -> Node:
         """Add branches up, hand the old node's output, bias and name over, and remove it; return the last node."""
-        graph, old = self._graph, self._old
-        last = nodes[-1]
-        for value in self._ends[1:]:
-            last = self._node("Add", [self._ends[0] if value is self._ends[1] else last.output, value], {})
+        old, last = self._old, nodes[-1]
+        for index, value in enumerate(self._ends[1:]):
+            last = self._node("Add", [last.output if index else self._ends[0], value], {})
         bias = old.input(2) if self._template.has_bias else None
         if bias is not None:
-            holder = [n for n, link in zip(nodes, links, strict=True) if link.branch in (-1, 0)][-1]
-            graph.set_input(holder, 2, bias)
+            holder = _bias_holder(nodes, links)
+            self._graph.set_input(holder, 2, bias)
             if old.is_op("Gemm") and "beta" in old.attrs:
                 holder.attrs["beta"] = old.attrs["beta"]
-        output, name = old.output, old.name
+        last.name, last.doc_string, last.metadata = old.name, old.doc_string, dict(old.metadata)
+        output = old.output
         old.outputs[0] = Variable("")
-        old.inputs.clear()
-        graph.remove_nodes([old])
+        self._graph.remove_nodes([old])
         last.outputs[0] = output
-        last.name = name
         return last
 
-    def _concat(self) -> Variable:
-        made = self._node("Concat", list(self._joined), {"axis": 1})
-        self._joined = []
-        return made.output
+    def _joined(self) -> Variable:
+        """Return the ends of the branches, joined; they are ends no more."""
+        ends, self._ends = self._ends, []
+        return ends[0] if len(ends) == 1 else self._node("Concat", list(ends), {"axis": 1}).output
 
     def _node(self, op: str, inputs: list[Value], attrs: dict[str, Any]) -> Node:
-        name = self._graph.fresh_name(f"{self._old.name}.{op.lower()}", self._taken)
-        self._taken.add(name)
-        made = Variable(self._graph.fresh_name(f"{name}.out"), self._old.output.dtype)
+        name = self._fresh(f"{self._old.name}.{op.lower()}")
+        made = Variable(self._fresh(f"{name}.out"), self._old.output.dtype)
         node = Node(op, name, attrs, inputs, [made])
         self._graph.insert(node, self._old)
         return node
+
+    def _fresh(self, base: str) -> str:
+        name = self._graph.fresh_name(base, self._taken)
+        self._taken.add(name)
+        return name

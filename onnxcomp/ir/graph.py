@@ -155,6 +155,14 @@ class Graph(gs.Graph):
             found.update((v.name, v) for v in node.inputs if v.name and v.name not in found)
         return found
 
+    def names(self) -> set[str]:
+        """Return the names that values and nodes bear, in any scope."""
+        return {
+            *self.values(),
+            *(n.name for n in self.nodes),
+            *(name for n in self.nodes for name in n.scoped),
+        }
+
     def captured(self) -> set[str]:
         """Return the names of values that subgraphs read from this graph: they must keep name and meaning."""
         return {name for node in self.nodes for name in node.captures}
@@ -179,10 +187,7 @@ class Graph(gs.Graph):
 
     def fresh_name(self, base: str, taken: Collection[str] | None = None) -> str:
         """Return `base`, or `base_2`, `base_3`, ..., whichever no value and no node bears yet, in any scope."""
-        used = taken
-        if used is None:
-            used = self.values().keys() | {n.name for n in self.nodes}
-            used |= {name for n in self.nodes for name in n.scoped}
+        used = self.names() if taken is None else taken
         name, count = base, 1
         while name in used:
             count += 1
