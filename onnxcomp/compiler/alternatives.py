@@ -32,17 +32,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 WAVE_BYTES = 256 * 2**20
 """Covariances held at once while they are collected; more nodes take more runs over the samples."""
 
-LEVELS = (0.12, 0.2, 0.3, 0.42, 0.58, 0.8)
+LEVELS = (0.14, 0.27, 0.48, 0.8)
 """Shares of a node's own cost at which forms are fitted; errors in between are drawn from these."""
 
 FIRST_LOOK = 0.4
 """Share of a node's own cost at which all forms are compared before the best are looked at closely."""
 
-CLOSE = 1.5
+CLOSE = 1.3
 """Forms whose error at the first look is within this factor of the least are looked at closely."""
 
-LOOK_STEPS = 40
-"""Steps of a fit that only tells how good a form is."""
+MOST = 2
+"""Forms looked at closely at most."""
+
+GLANCE_STEPS = 15
+"""Steps of a fit that only tells one form from another."""
+
+LOOK_STEPS = 30
+"""Steps of a fit that only tells how good a form is at a rank."""
 
 NODE_BYTES = 160
 """What one more node takes in a file, about: names, attributes, the dimensions of its weight."""
@@ -297,7 +303,8 @@ def _curve(
     if len(cheap) > 1:
         looks = {name: _look(place, name, ladder, made, price) for name, ladder in cheap.items()}
         best = min(looks.values())
-        cheap = {name: cheap[name] for name, error in looks.items() if error <= CLOSE * best + FEW}
+        near = sorted((error, name) for name, error in looks.items() if error <= CLOSE * best + FEW)
+        cheap = {name: cheap[name] for _, name in near[:MOST]}
     found = [
         made(name, ranks, error)
         for name, ladder in cheap.items()
@@ -330,7 +337,7 @@ def _look(place: Place, name: str, ladder: Sequence[tuple[int, ...]], made: Made
     near = min(ladder, key=lambda r: abs(price(place, made(name, r)) - FIRST_LOOK))
     # Where a form comes in coarse steps only, one beside the point is judged by what it would miss at the point.
     share = max(1e-3, price(place, made(name, near)))
-    return place.fitted(place.form(name, near), LOOK_STEPS)[1] * share / FIRST_LOOK
+    return place.fitted(place.form(name, near), GLANCE_STEPS)[1] * share / FIRST_LOOK
 
 
 def _errors(
