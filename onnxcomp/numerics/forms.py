@@ -215,8 +215,9 @@ class Tucker(Form):
 
     def start(self, W: Array, H: Array) -> Factors:
         q, r = self.ranks
-        made, _ = Channel(self.outputs, self.channels, self.kernel, (q,)).start(W, H)
-        A = _widened(np.linalg.qr(made)[0], q, 1)
+        floor = _TINY * float(np.trace(H)) / len(H)
+        A = np.linalg.eigh(W @ H @ W.T + floor * (W @ W.T))[1][:, ::-1][:, :q]
+        A = _widened(A, q, 1)
         _, B = First(self.outputs, self.channels, self.kernel, (r,)).start(W, H)
         inner = (A.T @ W).reshape(q, self.channels, self.taps).transpose(0, 2, 1).reshape(-1, self.channels)
         variance = np.einsum("csds->cd", H.reshape(self.channels, self.taps, self.channels, self.taps))
@@ -367,7 +368,7 @@ FORMS: dict[str, type[Form]] = {
 
 def _directions(T: Array, H: Array) -> tuple[Array, Array]:
     """Return `turn` `[c, c]` to the directions of the inputs by what `T` `[o, c, s]` makes of them, and its inverse."""
-    o, c, s = T.shape
+    _, c, s = T.shape
     values, vectors = np.linalg.eigh(np.einsum("csds->cd", H.reshape(c, s, c, s)))
     roots = np.sqrt(np.maximum(values, _TINY * max(float(values.mean()), 1e-30)))
     root = vectors * roots

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxcomp.numerics.factoring import Metric, fit
+from onnxcomp.numerics.factoring import Metric, balanced, fit
 from onnxcomp.numerics.forms import FORMS, Form
 
 Array = NDArray[Any]
@@ -184,6 +184,40 @@ def test_units_change_nothing(name: str, weights: float, inputs: float, outputs:
     scaled = fit(form, W * weights, Metric(metric.inputs * inputs, metric.outputs * outputs), 40)
     np.testing.assert_allclose(scaled.error, plain.error, rtol=0.02)
     assert np.linalg.norm(scaled.product / weights - plain.product) < 0.2 * np.linalg.norm(plain.product)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_lopsided_start_is_as_good_as_an_even_one(name: str) -> None:
+    """Beside a factor a million times as large the other would hardly move."""
+    form = form_of(name, 6, 5, (3, 3))
+    W, metric = problem(6, form.width)
+    first, *rest = form.start(W, metric.inputs)
+    even, lopsided = (fit(form, W, metric, 60, (first * k, rest[0] / k, *rest[1:])) for k in (1, 1e3))
+    np.testing.assert_allclose(lopsided.error, even.error, rtol=1e-2)
+
+
+def test_balanced_factors_have_one_norm_and_the_same_product() -> None:
+    form = form_of("tucker", 6, 5, (3, 3))
+    rng = np.random.default_rng(0)
+    factors = tuple(rng.standard_normal(shape) * 10.0**k for k, shape in enumerate(form.shapes()))
+    even = balanced(factors)
+    norms = [float(np.linalg.norm(factor)) for factor in even]
+    np.testing.assert_allclose(norms, norms[0])
+    np.testing.assert_allclose(form.expand(even), form.expand(factors))
+    nothing = (factors[0], factors[1] * 0, factors[2])
+    assert balanced(nothing) is nothing, "where a factor is zero there is no size to share"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, form in FORMS.items() if not form.apart))
+def test_few_steps_come_near_what_many_reach(name: str) -> None:
+    """Inputs that vary together as a network's do: without evening out, thirty steps of every hundred stand still."""
+    rng = np.random.default_rng(4)
+    form = form_of(name, 24, 12, (3, 3), 4)
+    mixed = rng.standard_normal((12, 12)) * np.exp(-np.arange(12) / 2)
+    near = np.exp(-np.abs(np.subtract.outer(np.arange(9), np.arange(9))) / 4)
+    metric = Metric(np.kron(mixed @ mixed.T, near) + 1e-3 * np.eye(form.width))
+    W = rng.standard_normal((24, form.width))
+    assert fit(form, W, metric, 40).error < 1.15 * fit(form, W, metric, 400).error
 
 
 @pytest.mark.parametrize("name", FORMS)
