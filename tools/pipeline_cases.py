@@ -64,7 +64,7 @@ def _two(first: str, second: str, what: str, between: float, share: float) -> Tr
     """Return the try of two passes: the first goes as far as `between`, the second to `share`."""
     one, other = _one(first, what, between), _one(second, what, share)
     alone = tuple(_one(name, what, share).name for name in (first, second)) if what == "macs" else ()
-    return Try(f"{first}+{other.name}", f"{one.passes},{other.passes}", alone)
+    return Try(f"{first}-{between:g}+{other.name}", f"{one.passes},{other.passes}", alone)
 
 
 def _with_int8(tries: tuple[Try, ...]) -> Iterator[Try]:
@@ -74,19 +74,22 @@ def _with_int8(tries: tuple[Try, ...]) -> Iterator[Try]:
         yield Try(f"{one.name}+int8", f"{one.passes},{_INT8.passes}")
 
 
-def _orders(pairs: str, between: float, share: float) -> tuple[Try, ...]:
-    """Return each pass in `pairs`, as in `prune+split split+prune`, alone, then the pairs, all at one share of MACs."""
+def _orders(pairs: str, share: float, *between: float) -> tuple[Try, ...]:
+    """Return each pass in `pairs`, as in `prune+split split+prune`, alone, then the pairs, all at one share of MACs.
+
+    Of every pair there is one try for each share in `between`, to which the first of them goes.
+    """
     two = [pair.partition("+")[::2] for pair in pairs.split()]
     return (
         *(_one(name, "macs", share) for name in dict.fromkeys(name for pair in two for name in pair)),
-        *(_two(first, second, "macs", between, share) for first, second in two),
+        *(_two(first, second, "macs", half, share) for first, second in two for half in between),
     )
 
 
 _RESNET56 = (
     FOLDED,
     _INT8,
-    *_orders("depthwise+split split+prune prune+split prune+depthwise", 0.7, 0.45),
+    *_orders("depthwise+split split+prune prune+split prune+depthwise", 0.45, 0.7),
     *_with_int8(
         (
             _one("prune", "latency", 0.6),
@@ -101,7 +104,7 @@ _RESNET56 = (
 _LITE0 = (
     FOLDED,
     _INT8,
-    *_with_int8(_orders("split+prune prune+split", 0.9, 0.8)),
+    *_with_int8(_orders("split+prune prune+split", 0.8, 0.9)),
     *_with_int8((_one("prune", "latency", 0.85), _one("split", "latency", 0.85))),
 )
 
@@ -110,12 +113,12 @@ _EVERY = "depthwise+split split+depthwise split+prune prune+split depthwise+prun
 USUAL = (
     FOLDED,
     _INT8,
-    *_orders("split+prune prune+split depthwise+split", 0.75, 0.5),
+    *_orders("split+prune prune+split depthwise+split", 0.5, 0.75),
     *_with_int8((_one("prune", "latency", 0.7), _one("split", "latency", 0.7))),
 )
 """What is tried on a network of which nothing is known."""
 
-_SMALL = (FOLDED, *_orders(_EVERY, 0.6, 0.35))
+_SMALL = (FOLDED, *_orders(_EVERY, 0.35, 0.85, 0.6))
 _VGG9 = (
     *_SMALL,
     _INT8,
@@ -127,7 +130,7 @@ _VGG9 = (
         )
     ),
 )
-_MLP = (FOLDED, *_with_int8(_orders("split+prune prune+split", 0.7, 0.4)))
+_MLP = (FOLDED, *_with_int8(_orders("split+prune prune+split", 0.4, 0.7)))
 
 NETWORKS: Mapping[str, Network] = {
     network.name: network

@@ -6,13 +6,15 @@ of layout in front of the first and behind the last cancel. Times are taken at f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alternatives import Alternative, Place
 from onnxcomp.compiler.chains import Chain, Layout, possible
 from onnxcomp.compiler.kernel_times import clock
@@ -36,7 +38,7 @@ SECONDS = 0.06
 BLOCK = 16
 """Ranks are multiples of this where they are chosen for time: kernels work on so many channels at once."""
 
-RATIOS = (0.15, 0.35, 0.6)
+RATIOS = (0.15, 0.4, 0.8)
 """Shares of the node's own cost near which forms are timed."""
 
 
@@ -98,7 +100,6 @@ class FormTimes:
     def _line(self, place: Place, alternative: Alternative) -> tuple[Array, Array]:
         form = alternative.form
         if form.name in ("depthwise", "pointwise"):
-            ranks = [form.ranks]
             ranks = [(r,) for r in range(1, max(4, form.ranks[0]) + 1) if r <= form.full()[0]]
             # A layout of several branches needs several.
             points = [
@@ -119,15 +120,23 @@ class FormTimes:
         return np.array(sizes, float), np.array(ratios, float)
 
     def _points(self, place: Place, form: Form) -> list[tuple[int, ...]]:
-        """Return ranks at which the form is timed: multiples of the block near `RATIOS`."""
+        """Return ranks at which the form is timed: multiples of the block (or half of it) near `RATIOS` of the cost."""
         full = form.full()
-        whole = place.elements
+        unit = place.form(form.name, tuple(1 for _ in full))
+        step = BLOCK if min(full) >= 2 * BLOCK else BLOCK // 2
         found: dict[tuple[int, ...], None] = {}
         for ratio in RATIOS:
-            scale = ratio * whole / max(1, place.form(form.name, full).elements() * place.node.group)
-            scale = scale**0.5 if form.name == "tucker" else scale
-            ranks = tuple(max(1, min(f, max(BLOCK, round(f * scale / BLOCK) * BLOCK))) for f in full)
-            found[ranks] = None
+            if form.name == "tucker":
+                # The core grows with the square of the ranks, and is most of the cost.
+                part = (ratio * place.elements / (math.prod(full) * unit.taps * place.node.group)) ** 0.5
+                wanted = tuple(part * f for f in full)
+            else:
+                wanted = (ratio * place.elements / (unit.elements() * place.node.group),)
+            found[
+                tuple(
+                    max(1, min(f, max(1, round(w / step)) * step)) for f, w in zip(full, wanted, strict=True)
+                )
+            ] = None
         return list(found)
 
     def _ratio(self, place: Place, form: Form, layout: Layout) -> float:
@@ -162,7 +171,7 @@ class FormTimes:
         total: Variable | None = None
         for number in range(copies):
             inputs: list[Value] = []
-            for index, value in enumerate(node.inputs):
+            for index in range(len(node.inputs)):
                 constant = node.constant(index)
                 if index == place.node.data:
                     inputs.append(x)
@@ -185,8 +194,6 @@ class FormTimes:
         return Model(graph, self._model.ir_version, {"": self._model.opset_imports.get("", 17)})
 
     def _replaced(self, place: Place, form: Form, layout: Layout, copies: int) -> Model:
-        from onnxcomp.analysis.linear import linear_node
-
         model = self._made(place, copies)
         untouched = {node.name: node for node in model.clone().graph.nodes}
         blocks = place.start(form, blind=True)
@@ -201,7 +208,9 @@ def _drawn(sizes: Array, ratios: Array, size: float) -> float:
     """Return the ratio at `size`: straight between the points, and beyond the ends in proportion."""
     order = np.argsort(sizes)
     sizes, ratios = sizes[order], ratios[order]
-    if size <= sizes[0] or len(sizes) == 1:
+    if len(sizes) == 1:
+        return float(ratios[0] * max(1.0, size / sizes[0]))
+    if size <= sizes[0]:
         return float(ratios[0])
     if size >= sizes[-1]:
         slope = (ratios[-1] - ratios[-2]) / (sizes[-1] - sizes[-2])

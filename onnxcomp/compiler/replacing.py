@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.cost import Cost, model_cost
@@ -15,19 +13,20 @@ from onnxcomp.compiler.alternatives import Alternative, Curve, Place, curves_of,
 from onnxcomp.compiler.budget import fits_exactly
 from onnxcomp.compiler.chain_repair import Repair, carry_out, install
 from onnxcomp.compiler.chains import Layout
-from onnxcomp.compiler.choosing_forms import Goal, Plan, PlaceTrial, by_budget, by_rule, damages, trial_of
+from onnxcomp.compiler.choosing_forms import Goal, PlaceTrial, Plan, by_budget, by_rule, damages, trial_of
 from onnxcomp.compiler.damage import biases_to_come
 from onnxcomp.compiler.form_times import BLOCK, FormTimes
 from onnxcomp.compiler.latency import measured_ratio
 from onnxcomp.compiler.meet import meet_latency
 from onnxcomp.compiler.output_weights import output_weights
-from onnxcomp.compiler.passbase import Context, PassLog, PassResult
+from onnxcomp.compiler.passbase import Context, PassLog, PassResult, in_range
 from onnxcomp.compiler.scene import pipeline_cost, shapes_of
+from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.forms import Form
 
-__all__ = ["Accept", "Replacing", "replace_nodes"]
+__all__ = ["Accept", "Replacing", "check_replacing", "replace_nodes"]
 
 Array = NDArray[Any]
 Accept: TypeAlias = Literal["macs", "latency", "size"]
@@ -49,6 +48,16 @@ class Replacing:
     align: int
     repair: Literal["sequential", "one-shot", "none"]
     sweeps: int
+
+
+def check_replacing(settings: Replacing, name: str) -> None:
+    """Raise UsageError, in the name of the pass `name`, where options that passes share are out of range or contradict."""
+    in_range(name, "min-saving", settings.min_saving, 0, 1, open_high=True)
+    for option, number in (("align", settings.align), ("sweeps", settings.sweeps)):
+        if number < 1:
+            raise UsageError(f"{name}: {option}={number} is out of range; it is at least 1")
+    if settings.repair != "sequential" and settings.sweeps > 1:
+        raise UsageError(f"{name}: sweeps needs repair=sequential, not {settings.repair}")
 
 
 def replace_nodes(settings: Replacing, model: Model, context: Context) -> PassResult:
@@ -232,7 +241,7 @@ class _Run:
             return cost.macs or 0
         stored = self.original.graph.constants
         biases = biases_to_come(self.original) if self.settings.repair != "none" else []
-        return cost.parameters + sum(stored[name].values.shape[axis] for name, axis in biases)
+        return cost.parameters + sum(int(stored[name].values.shape[axis]) for name, axis in biases)
 
     def _tell_short(self, plan: Plan, curves: list[Curve], left: float | None = None) -> None:
         goal = self.settings.goal
