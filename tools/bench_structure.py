@@ -2,7 +2,7 @@
 
     python -m tools.bench_structure [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--passes TEXT]
                                     [--options TEXT] [--time-all | --no-latency] [--memory | --speed] [--threads N]
-                                    [--shared FOLDER] [--json FILE]
+                                    [--shared FOLDER] [--keep FOLDER] [--json FILE]
 
 Every row (see `tools.structure_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
 memory are measured from outside, accuracy and costs are read from the run's report, and in the rows about time the file that
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--speed",
         action="store_true",
         help=f"only the seconds of the command and of its parts, by default of {', '.join(SPEED_ROWS)}",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep files, reports and what is left of crashes here"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     return parser
@@ -140,6 +143,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         options.passes,
         options.options,
         None if untimed else options.time_all,
+        None if options.keep is None else options.keep.resolve(),
     )
 
 
@@ -151,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--memory and --speed time no files and run with one seed; leave the other options out")
     setting = _setting(options)
     cases, notes = _chosen(parser, options, setting)
+    if setting.keep is not None:
+        setting.keep.mkdir(parents=True, exist_ok=True)
     # Where there is no terminal, rich would wrap the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 240)
     run = _memory if options.memory else _speed if options.speed else _rows

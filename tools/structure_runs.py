@@ -56,6 +56,7 @@ class Setting:
         passes: what runs in the place of the passes of every row.
         options: of split-svd and substitute-depthwise, which win over those of every row.
         time_all: whether every row is timed, not only those about time; None where none is.
+        keep: where files, reports and what is left of crashes stay; None for nowhere.
     """
 
     shared: Path
@@ -64,6 +65,7 @@ class Setting:
     passes: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     time_all: bool | None = False
+    keep: Path | None = None
 
     def count(self, case: Case) -> int:
         """Return how many samples calibrate `case`."""
@@ -141,7 +143,7 @@ def measure(case: Case, setting: Setting, seed: int = 0) -> Result:
         case.preprocess,
     )
     with tempfile.TemporaryDirectory(prefix="bench-structure-") as name:
-        result, written = run_command(work, Path(name))
+        result, written = run_command(work, Path(name) if setting.keep is None else setting.keep)
         if written is not None and setting.times(case):
             result = replace(result, latency_share=folded_ratio(work.model, written))
     return replace(result, figures=figures(case, setting, result))
@@ -156,6 +158,8 @@ def run_command(work: Work, folder: Path) -> tuple[Result, Path | None]:
         OSError: where python cannot be started.
     """
     output, report = folder / f"{work.name}.onnx", folder / f"{work.name}.json"
+    # A report of an earlier run in the same folder would be read for one that this run has not written.
+    report.unlink(missing_ok=True)
     usage = run_measured(_command(work, output, report), ROOT)
     document = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
     result = Result(
@@ -181,7 +185,7 @@ def _command(work: Work, output: Path, report: Path) -> tuple[str, ...]:
         table.write_text(json.dumps(work.preprocess), encoding="utf-8")
         extra += ("--preprocess", str(table))
     return (
-        *(sys.executable, "-m", "onnxcomp", "optimize", "-q", "--allow-noop"),
+        *(sys.executable, "-m", "onnxcomp", "optimize", "-q", "--allow-noop", "--force"),
         *(str(work.model), "-o", str(output), "--passes", work.passes),
         *("--calibration", work.calibration, "--evaluation", work.evaluation),
         *("--seed", str(work.seed), "--threads", str(work.threads), "--report", str(report)),

@@ -138,6 +138,14 @@ def test_a_run_that_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert result.accuracy is None and result.bytes is None
 
 
+def test_what_an_earlier_run_left_is_not_read_for_one_that_failed(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, samples=8, threads=1, keep=tmp_path)
+    assert measure(MLP, setting).failure is None and (tmp_path / "digits-mlp.json").exists()
+    assert measure(MLP, setting).failure is None, "it is written over"
+    failed = measure(replace(MLP, passes="split-svd{params=0.4 metod=cp}"), setting)
+    assert failed.exit_code == 2 and failed.accuracy is None and failed.bytes is None
+
+
 def test_a_budget_that_is_not_met_is_a_failure_with_the_figures_of_the_best_there_was(tmp_path: Path) -> None:
     case = replace(MLP, passes="split-svd{params=0.0001 repair=none}", latency=2.0)
     result = measure(case, Setting(tmp_path, samples=8, threads=1))
@@ -209,12 +217,14 @@ def test_table_and_document_show_targets_beside_what_was_reached_and_what_was_mi
     )
     file = tmp_path / "figures.json"
     words = ["--shared", str(tmp_path), "--threads", "1", "--samples", "16", "--json", str(file)]
+    words += ["--keep", str(tmp_path / "kept")]
     assert bench_structure.main([*words, "--repeat-with-seed", "0,1"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("│ digits-mlp") == 3, "two runs and their spread"
     assert "(<= 40)" in shown and "(<= 0.5)" in shown and "channel" in shown
     assert "digits-mlp (seed 1): agreement" in shown and "misses >= 101" in shown
     assert "resnet56-time: left out, as " in shown
+    assert (tmp_path / "kept" / "digits-mlp.onnx").exists()
     document = json.loads(file.read_text())
     assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
     assert [(row["seed"], row["met"]) for row in document["rows"]] == [(0, False), (1, False)]
