@@ -34,6 +34,7 @@ __all__ = ["FORMS", "Factors", "Form", "whitened_svd"]
 
 Array = NDArray[Any]
 Factors = tuple[Array, ...]
+"""The factors of one block, in the order of the table."""
 
 _TINY = 1e-9
 """Variances below this share of the mean count as this: an input that never varies has no scale of its own."""
