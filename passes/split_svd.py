@@ -84,6 +84,10 @@ class SplitSvd(Pass):
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"{self.name}: rank={self.rank} is out of range; it is at least 1")
         check_replacing(self._settings(), self.name)
+        if self.rank is not None and self.rank % self.align:
+            raise UsageError(
+                f"{self.name}: rank={self.rank} is no multiple of align={self.align}; give one of both"
+            )
 
     def may_fall_short(self) -> bool:
         """Return whether a budget is given, which the model may turn out not to reach."""

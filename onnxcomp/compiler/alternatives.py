@@ -20,6 +20,7 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.repair import RIDGE, too_wide
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.scopes import inner_operators
 from onnxcomp.numerics.factoring import Metric, fit
 from onnxcomp.numerics.forms import FORMS, Factors, Form
 from onnxcomp.runtime.overlap import in_order, workers
@@ -179,6 +180,11 @@ def find_places(
     """Return the linear nodes of `model` among the operators `ops`, in order; what cannot be replaced is skipped in `log`."""
     found = []
     for node in model.graph.nodes:
+        if inside := sorted(set(inner_operators(node)) & set(ops)):
+            log.skip(
+                node.name,
+                f"its branches hold {' and '.join(inside)}, and what is inside a node stays as it is",
+            )
         if not node.is_op(*ops) or node.input(0) is None:
             continue
         linear = linear_node(node)
@@ -198,7 +204,9 @@ def _blocked(
     if left_alone(node.name):
         return "it is excluded"
     if linear is None:
-        return not_refitted(node) or "its weight is computed, not stored"
+        stored = [c for i in range(2) if (c := node.constant(i)) is not None]
+        stacked = "its weight is a stack of matrices, one for each entry of a batch"
+        return not_refitted(node) or (stacked if stored else "its weight is computed, not stored")
     if linear.input not in shapes or linear.output not in shapes:
         return "its sizes are not known"
     return shared_weight(model, linear) or too_wide(linear)
@@ -258,14 +266,16 @@ def curves_of(
     align: int,
     context: Context,
     log: PassLog,
+    rank: int | None = None,
 ) -> list[Curve]:
     """Return the alternatives of every place in `forms` that save at least `min_saving` of `price`, a share of its own.
 
-    Ranks are multiples of `align`. What no form suits or none makes cheaper is skipped in `log` with its figures.
+    Ranks are multiples of `align`, or all are `rank`. What no form suits or none makes cheaper is skipped in `log` with its
+    figures.
     """
 
     def work(place: Place) -> tuple[Curve | None, str]:
-        return _curve(place, forms, price, layouts, min_saving, align)
+        return _curve(place, forms, price, layouts, min_saving, align, rank)
 
     found = []
     for place, (curve, reason) in zip(places, in_order(work, places, workers(context.threads)), strict=True):
@@ -283,6 +293,7 @@ def _curve(
     layouts: Callable[[Place, Form], Layout],
     min_saving: float,
     align: int,
+    rank: int | None,
 ) -> tuple[Curve | None, str]:
     reasons = {name: possible(name, place.node) for name in forms}
     open_forms = [name for name, reason in reasons.items() if reason is None]
@@ -293,7 +304,13 @@ def _curve(
         form = place.form(name, ranks)
         return place.alternative(form, layouts(place, form), error)
 
-    ladders = {name: _ranks(place, name, align) for name in open_forms}
+    ladders = {name: _ranks(place, name, align if rank is None else 1) for name in open_forms}
+    if rank is not None:
+        most = max(max(ladder[-1]) for ladder in ladders.values())
+        ladders = {name: [r for r in ladder if max(r) == rank] for name, ladder in ladders.items()}
+        ladders = {name: ladder for name, ladder in ladders.items() if ladder}
+        if not ladders:
+            return None, f"rank {rank} is more than it has; {most} is all"
     cheap = {
         name: [r for r in ladder if price(place, made(name, r)) <= 1 - min_saving]
         for name, ladder in ladders.items()
@@ -304,7 +321,7 @@ def _curve(
             f"nothing saves {min_saving:.0%}: the cheapest, {least}, takes {price(place, least):.2f} of what it has"
         )
     cheap = {name: ladder for name, ladder in cheap.items() if ladder}
-    if len(cheap) > 1:
+    if len(cheap) > 1 and rank is None:
         looks = {name: _look(place, name, ladder, made, price) for name, ladder in cheap.items()}
         best = min(looks.values())
         near = sorted((error, name) for name, error in looks.items() if error <= CLOSE * best + FEW)
@@ -358,9 +375,9 @@ def _errors(
     # A fit from afar may end above one of fewer ranks: errors never rise with the rank.
     fitted = list(np.minimum.accumulate(fitted))
     sizes = np.array([sum(r) for r in ladder], float)
-    drawn = np.exp(np.interp(sizes, sizes[points], np.log(fitted)))
-    low, high = points[0], points[-1]
-    return [(ladder[k], float(drawn[k])) for k in range(low, high + 1)]
+    # Without any rank all is missed; beyond the last fit nothing is promised.
+    drawn = np.exp(np.interp(sizes, [0.0, *sizes[points]], [0.0, *np.log(fitted)]))
+    return [(ranks, float(error)) for ranks, error in zip(ladder, drawn, strict=True)]
 
 
 def _undominated(place: Place, found: Sequence[Alternative], price: Price) -> list[Alternative]:

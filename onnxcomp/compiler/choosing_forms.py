@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.compiler.alternatives import LOOK_STEPS, Alternative, Curve, Place
 from onnxcomp.compiler.chains import Chain
+from onnxcomp.compiler.factored import FIRST_STEPS
 from onnxcomp.compiler.passbase import Context, Pass, in_range
 from onnxcomp.compiler.trials import JUDGES, Judging, Trial, run_trials
 from onnxcomp.errors import UsageError
@@ -155,29 +156,43 @@ def by_rule(
 ) -> tuple[Plan, dict[str, str]]:
     """Return the plan that follows a rule at every place, and why places stay, by name.
 
-    `rank`: that rank, in the form that gets least wrong; `energy`: the cheapest that keeps that share of the output's
-    variance; `max-error`: the cheapest that misses no more than that share of it.
+    `rank`: the form that gets least wrong; `energy`: the cheapest that keeps that share of the output's variance;
+    `max-error`: the cheapest that misses no more than that share of it, each fitted to the end to see that it does.
     """
     plan: Plan = {}
     stays: dict[str, str] = {}
     for curve in curves:
         place = curve.place
         if goal.what == "rank":
-            fit = [a for a in curve.alternatives if max(a.form.ranks) == goal.value]
-            if fit:
-                plan[place.name] = min(fit, key=lambda a: a.error)
-            else:
-                most = max(max(a.form.ranks) for a in curve.alternatives)
-                stays[place.name] = f"rank {goal.value:g} saves too little here; {most} is the most that does"
+            plan[place.name] = min(curve.alternatives, key=lambda a: a.error)
             continue
         most_wrong = goal.value if goal.what == "max-error" else 1 - goal.value
-        fit = [a for a in curve.alternatives if a.error <= most_wrong]
-        if fit:
-            plan[place.name] = min(fit, key=lambda a: price(place, a))
+        found, best = _cheapest(curve, most_wrong, price)
+        if found is not None:
+            plan[place.name] = found
         else:
-            best = min(curve.alternatives, key=lambda a: a.error)
             stays[place.name] = f"what saves enough misses more: {best} misses {best.error:.1%} of the output"
     return plan, stays
+
+
+def _cheapest(
+    curve: Curve, most_wrong: float, price: Callable[[Place, Alternative], float]
+) -> tuple[Alternative | None, Alternative]:
+    """Return the cheapest alternative that misses at most `most_wrong`, if one does, and the last that was tried.
+
+    The curve only says where to begin: most of its errors are drawn between others. Steps grow, so that few are fitted.
+    """
+    ladder = sorted(curve.alternatives, key=lambda a: price(curve.place, a))
+    last = len(ladder) - 1
+    at, step = next((n for n, a in enumerate(ladder) if a.error <= most_wrong), last), 1
+    while True:
+        _, error = curve.place.fitted(ladder[at].form, FIRST_STEPS)
+        tried = replace(ladder[at], error=error)
+        if error <= most_wrong:
+            return tried, tried
+        if at == last:
+            return None, tried
+        at, step = min(last, at + step), 2 * step
 
 
 def _plan(

@@ -31,9 +31,6 @@ __all__ = ["Accept", "Replacing", "check_replacing", "replace_nodes"]
 Array = NDArray[Any]
 Accept: TypeAlias = Literal["macs", "latency", "size"]
 
-MIDDLE = 0.45
-"""Share of its own cost at which a place is tried where no budget says how far it will go."""
-
 
 @dataclass(frozen=True)
 class Replacing:
@@ -124,12 +121,9 @@ class _Run:
         if goal.is_budget and self._met():
             self.log.note(f"the budget {goal.what}={goal.value:g} is met without replacing anything")
             return {}
-        curves, trials = self._curves()
+        curves, trials, ruled = self._curves()
         if not goal.is_budget:
-            plan, stays = by_rule(curves, goal, self.price)
-            for name, reason in stays.items():
-                self.log.skip(name, reason)
-            return plan
+            return ruled
         if not curves:
             self._tell_short({}, curves)
             return {}
@@ -146,13 +140,14 @@ class _Run:
             return measured_ratio(self.context.original, self.original, self.context) <= goal.value
         return self._count(self.cost) <= goal.value * pipeline_cost(self.context, _counted(goal))
 
-    def _curves(self) -> tuple[list[Curve], list[PlaceTrial]]:
-        """Return the alternatives of every place, and one trial for each."""
+    def _curves(self) -> tuple[list[Curve], list[PlaceTrial], Plan]:
+        """Return the alternatives of every place, and one trial for each, or the plan where a rule makes it."""
         settings = self.settings
         align = BLOCK if self.timed and settings.align == 1 else settings.align
         curves: list[Curve] = []
         trials: list[PlaceTrial] = []
-        middle = min(0.8, settings.goal.value) if settings.goal.is_budget else MIDDLE
+        ruled: Plan = {}
+        middle = min(0.8, settings.goal.value)
         for wave in self._waves():
             found = curves_of(
                 wave,
@@ -163,11 +158,17 @@ class _Run:
                 align,
                 self.context,
                 self.log,
+                int(settings.goal.value) if settings.goal.what == "rank" else None,
             )
+            if not settings.goal.is_budget:
+                plan, stays = by_rule(found, settings.goal, self.price)
+                ruled |= plan
+                for name, reason in stays.items():
+                    self.log.skip(name, reason)
             if settings.goal.is_budget and settings.repair != "none":
                 trials += [trial_of(self.original, curve, middle, self.price) for curve in found]
             curves += [Curve(self.places[curve.place.name], curve.alternatives) for curve in found]
-        return curves, trials
+        return curves, trials, ruled
 
     def _waves(self) -> list[list[Place]] | Any:
         places = list(self.places.values())

@@ -218,7 +218,8 @@ class Frontier:
         later = graph.nodes[place:]
         made = {v.name for each in later for v in each.outputs}
         asked = [*(name for each in later for name in _reads(each)), *(v.name for v in graph.outputs)]
-        return [name for name in dict.fromkeys(asked) if name not in made]
+        stored = graph.constants
+        return [name for name in dict.fromkeys(asked) if name not in made and name not in stored]
 
     def hold(self, name: str) -> None:
         """Keep the value `name` although nothing reads it any more, until `release`."""
