@@ -18,6 +18,7 @@ from onnxcomp.compiler.factored import FIRST_STEPS, FitChains
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.recovery import FEW, HELD_BACK, judge, outputs_on
 from onnxcomp.compiler.repair import Site, too_wide, walk
+from onnxcomp.compiler.teacher import teacher_of
 from onnxcomp.ir.edits import drop_orphans
 from onnxcomp.ir.model import Model
 
@@ -77,7 +78,10 @@ def carry_out(
     if repair.sweeps > 1 and count >= 2:
         return _swept(original, model, chains, sites, weights, repair, context, shapes, log)
     solver = FitChains(chains, weights, repair.outputs)
-    errors = walk(original, model, sites, solver, context, shapes, "refitting", chains=chains)
+    teacher = teacher_of(original, [site.name for site in sites], context, shapes)
+    errors = walk(
+        original, model, sites, solver, context, shapes, "refitting", chains=chains, teacher=teacher
+    )
     return model, {site.name: error for site, error in errors}
 
 
@@ -150,7 +154,8 @@ def _swept(
     assert context.calibration is not None, "the driver's preflight supplies calibration samples"
     fitted, held = context.calibration.split(HELD_BACK, context.seed)
     few = replace(context, calibration=fitted)
-    reference = Reference(outputs_on(original, held, context))
+    teacher = teacher_of(original, [site.name for site in sites], context, shapes)
+    reference = Reference(outputs_on(teacher, held, context))
     best, errors, distance = model, {}, np.inf
     seen: set[str] = set()
     for number in range(1, repair.sweeps + 1):
@@ -158,7 +163,9 @@ def _swept(
         nodes = {node.name: node for node in trial.graph.nodes}
         mine = {name: chain.within(nodes) for name, chain in chains.items()}
         solver = FitChains(mine, weights, repair.outputs, seen)
-        found_errors = walk(original, trial, sites, solver, few, shapes, "refitting", chains=mine)
+        found_errors = walk(
+            original, trial, sites, solver, few, shapes, "refitting", chains=mine, teacher=teacher
+        )
         found = judge(trial, reference, held, context)
         if number > 1:
             log.note(f"sweep {number}: distance on held-back samples {distance:.4g} -> {found:.4g}")

@@ -116,6 +116,8 @@ class Context:
 
     Attributes:
         original: the model the pipeline received; budgets are shares of it. Read only.
+        damaged: whether a pass before this one was not exact: what is repaired is then repaired towards `original`, as far
+            as its values still have the same meaning.
         calibration: samples, or None where none were given (`data_mode` says whether on purpose).
         data_mode: `real` for the user's samples, `random` for noise, `none` for the data-free mode, in which a pass that
             needs calibration works with samples made from `original`.
@@ -131,6 +133,7 @@ class Context:
     """
 
     original: Model
+    damaged: bool = False
     calibration: Samples | None = None
     data_mode: Literal["real", "random", "none"] = "real"
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

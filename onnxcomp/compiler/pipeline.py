@@ -111,6 +111,7 @@ def run_passes(prepared: Prepared, listener: Listener) -> Passed:
         if run.status == "changed" and result is not None:
             model, outputs = result.model, given
             cost = measure(prepared, model)
+            context.damaged = context.damaged or not step.exact
         run = replace(run, after=cost, seconds=round(time.perf_counter() - start, 3))
         runs.append(run)
         listener.pass_finished(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from onnxcomp.compiler.repair import (
     ROUNDS,
     Site,
     Solution,
+    Solver,
     Visit,
     collect_moments,
     refit,
     walk,
 )
 from onnxcomp.compiler.scene import Plan, Scene
+from onnxcomp.compiler.teacher import teacher_of
 from onnxcomp.compiler.trials import together
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
@@ -96,8 +98,9 @@ def recover(
             f"{count} calibration samples are few: refitted weights lean on what they were, and the errors told here "
             f"are of these samples alone; {FEW} or more are advised"
         )
+    teacher = teacher_of(original, [site.name for site in sites], context, shapes)
     if recovery.judged and count >= 2:
-        return _judged(recovery, original, cut, sites, context, shapes, log)
+        return _judged(recovery, original, teacher, cut, sites, context, shapes, log)
     errors = walk(
         original,
         cut,
@@ -108,6 +111,7 @@ def recover(
         "refitting",
         joint=recovery.joint,
         rounds=recovery.rounds,
+        teacher=teacher,
     )
     _tell(errors, log)
     return cut
@@ -116,6 +120,7 @@ def recover(
 def _judged(
     recovery: Recovery,
     original: Model,
+    teacher: Model,
     cut: Model,
     sites: list[Site],
     context: Context,
@@ -126,13 +131,17 @@ def _judged(
     assert context.calibration is not None, "the driver's preflight supplies calibration samples"
     fitted, held = context.calibration.split(HELD_BACK, context.seed)
     context = replace(context, calibration=fitted)
-    errors = walk(original, cut, sites, refit, context, shapes, "refitting", joint=recovery.joint)
+
+    def again(model: Model, solve: Solver, what: str, **how: Any) -> list[tuple[Site, float]]:
+        return walk(original, model, sites, solve, context, shapes, what, teacher=teacher, **how)
+
+    errors = again(cut, refit, "refitting", joint=recovery.joint)
     _tell(errors, log)
-    reference = Reference(outputs_on(original, held, context))
+    reference = Reference(outputs_on(teacher, held, context))
     best, distance = cut, judge(cut, reference, held, context)
     for number in range(2, recovery.sweeps + 1):
         trial = best.clone()
-        walk(original, trial, sites, refit, context, shapes, "refitting", joint=recovery.joint, anew=False)
+        again(trial, refit, "refitting", joint=recovery.joint, anew=False)
         found = judge(trial, reference, held, context)
         log.note(f"sweep {number}: distance on held-back samples {distance:.4g} -> {found:.4g}")
         if not found < distance:
@@ -141,7 +150,7 @@ def _judged(
         best, distance = trial, found
     if recovery.match_variance:
         trial = best.clone()
-        walk(original, trial, sites, matched, context, shapes, "matching variances", rounds=0)
+        again(trial, matched, "matching variances", rounds=0)
         found = judge(trial, reference, held, context)
         kept = found < distance
         log.note(

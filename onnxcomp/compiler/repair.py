@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,8 @@ class Solution:
     bias: Array64 | None
 
 
-Solver = Callable[[Visit], Solution | None]
+Solver: TypeAlias = Callable[[Visit], Solution | None]
+"""Makes the weights of a visited node, or None to leave them."""
 
 
 _NO_CHAINS: Mapping[str, Linear] = {}
@@ -133,19 +134,18 @@ def walk(
     positions: int = POSITIONS,
     branches: Callable[[str], bool] = lambda name: True,
     chains: Mapping[str, Linear] = _NO_CHAINS,
+    teacher: Model | None = None,
 ) -> list[tuple[Site, float]]:
     """Visit `sites` in the compressed network's order, install the solutions, and return each site's relative error.
 
-    `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new
-    weights miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for
-    progress. With `joint`, a convolution and its only reader that are both sites are refined together after the reader
-    has been solved, by at most that many steps. `rounds` sharpen what an activation follows. Without `anew` a pair that
-    has been refined before is refined further from the weights it has. `positions` are looked at of each sample at
-    most. Targets are corrected by what other branches lost where `branches` says so of the value that a branch adds.
-    `chains` are what stands in for the nodes of these names, where that is more than a node.
+    `compressed` is edited in place. The error of a site is the share of the wanted output's variance that the new weights
+    miss, on the calibration samples. `shapes` are the original's, for one sample. `what` names the work for progress. With
+    `joint`, a convolution and its only reader that are both sites are refined together after the reader has been solved,
+    by at most that many steps; without `anew` from the weights that earlier ones left. `rounds` sharpen what an activation
+    follows. `positions` are looked at of each sample at most. Targets are corrected by what other branches lost where
+    `branches` says so of the value that a branch adds. `chains` are what stands in for the nodes of these names, where that
+    is more than a node. `teacher` has the values to work towards, where `original` is itself not what was wanted.
     """
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
     nodes = {node.name: node for node in compressed.graph.nodes}
     by_name = {site.name: site for site in sites}
     sites = [by_name[name] for name in visiting_order(compressed, by_name)]
@@ -155,25 +155,24 @@ def walk(
     )
     errors = []
     with Spool() as first, Spool() as second:
-        count = first.fill(samples, size)
-        second.fill(samples, size)
         old, new = (
-            Frontier(net, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
-            for net, spool in ((original, first), (compressed, second))
+            _frontier(net, spool, size, context)
+            for net, spool in ((teacher or original, first), (compressed, second))
         )
-        single = [site.name for site in sites if site.name not in chains]
-        pairs = find_pairs(compressed, single) if joint else {}
+        pairs = find_pairs(compressed, [s.name for s in sites if s.name not in chains]) if joint else {}
         seen: dict[str, Moments] = {}
         producers = {each.producer.node.name for each in pairs.values()}
         for each in pairs.values():
             new.hold(each.producer.input)
         for step, site in enumerate(sites):
             context.progress(what, step, len(sites))
-            node = chains.get(site.name) or linear_node(nodes[site.name])
-            assert node is not None, site.name
-            other = _other_branch(node.node, original, new, {s.name for s in sites[step:]}, shapes)
+            place = chains.get(site.name) or linear_node(nodes[site.name])
+            assert place is not None, site.name
+            other = _other_branch(
+                place.node, teacher or original, new, {s.name for s in sites[step:]}, shapes
+            )
             other = other if other is not None and branches(other) else None
-            stop = _Stop(site, node, before[site.name].output.name, other, context.seed, positions)
+            stop = _Stop(site, place, before[site.name].output.name, other, context.seed, positions)
             link = pairs.get(site.name)
             # What a refinement will change again need not be sharpened first.
             again = not anew and (link is not None or site.name in producers)
@@ -188,9 +187,15 @@ def walk(
             if site.name in producers:
                 seen[site.name] = moments
             if solution is not None:
-                errors.append((site, _missed(moments, solution, node.has_bias)))
+                errors.append((site, _missed(moments, solution, place.has_bias)))
         context.progress(what, len(sites), len(sites))
     return errors
+
+
+def _frontier(model: Model, spool: Spool, size: int, context: Context) -> Frontier:
+    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
+    count = spool.fill(context.calibration, size)
+    return Frontier(model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
 
 
 def _leave(visit: Visit) -> None:

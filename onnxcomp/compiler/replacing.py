@@ -12,7 +12,7 @@ from onnxcomp.analysis.cost import Cost, model_cost
 from onnxcomp.compiler.alternatives import Alternative, Curve, Place, curves_of, find_places, with_metrics
 from onnxcomp.compiler.budget import fits_exactly
 from onnxcomp.compiler.chain_repair import Repair, carry_out, install
-from onnxcomp.compiler.chains import Layout
+from onnxcomp.compiler.chains import Layout, possible
 from onnxcomp.compiler.choosing_forms import Goal, PlaceTrial, Plan, by_budget, by_rule, damages, trial_of
 from onnxcomp.compiler.damage import biases_to_come
 from onnxcomp.compiler.form_times import BLOCK, FormTimes
@@ -30,6 +30,11 @@ __all__ = ["Accept", "Replacing", "check_replacing", "replace_nodes"]
 
 Array = NDArray[Any]
 Accept: TypeAlias = Literal["macs", "latency", "size"]
+"""What a replacement must save to be taken."""
+
+
+FASTER = 0.99
+"""What a model must take of the time it took for replacements accepted by time to be kept: the clock's doubt is 1 %."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,9 @@ class _Run:
         """Return how `form` stands in the graph at `place`."""
         if form.name not in ("depthwise", "pointwise") or form.ranks[0] == 1:
             return "plain"
-        if self.settings.layout != "auto":
-            return self.settings.layout
+        wanted = self.settings.layout
+        if wanted != "auto" and possible(form.name, place.node, wanted) is None:
+            return wanted
         usual: tuple[Layout, ...] = (
             ("concat", "sum", "plain") if form.name == "depthwise" else ("sum", "plain")
         )
