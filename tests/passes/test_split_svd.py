@@ -149,7 +149,7 @@ def test_kernels_that_a_form_can_write_keep_their_outputs(
     weight = np.ascontiguousarray(weight.swapaxes(0, 1)) if turned else weight
     model = conv(attrs, weight, bias=bias, kind=op, shape=",".join(map(str, weight.shape)))
     for repair in ("none", "sequential") if kind in ("plain", "grouped") else ("none",):
-        step = SplitSvd(rank=max(ranks), method=method, repair=repair)  # type: ignore[arg-type]
+        step = SplitSvd(rank=max(ranks), method=method, repair=repair)
         result = replaced(model, step)
         (change,) = result.changes
         assert change.details["error"] < 1e-6
