@@ -61,6 +61,9 @@ RIDGE_FLOOR = 1e-4
 WIDEST = 4700
 """Wider inputs are not refitted, and are selected by their channels alone: memory grows with the square (4608: 170 MB)."""
 
+ROUNDING = 1e-12
+"""Share of an output's square below which its variance is that of rounding."""
+
 ROUNDS = 3
 """Solves after the first at a node that an activation follows: the gain of a fourth was within noise."""
 
@@ -368,7 +371,9 @@ def _missed(moments: Moments, solution: Solution, centred: bool) -> float:
     explained = 2 * float(np.einsum("god,god->", W, G)) - float(
         np.einsum("god,gde,goe->", W, H, W, optimize=True)
     )
-    return max(0.0, 1.0 - explained / variance) if variance > 0 else 0.0
+    # What never varies but by rounding has nothing to miss.
+    varies = variance > ROUNDING * float(moments.second_y().sum())
+    return max(0.0, 1.0 - explained / variance) if varies else 0.0
 
 
 @dataclass(frozen=True)
