@@ -10,6 +10,7 @@ from onnxcomp.compiler.passbase import Context, Need, Pass, PassResult, in_range
 from onnxcomp.compiler.replacing import Replacing, check_replacing, replace_nodes
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import LINEAR
 
 __all__ = ["SplitSvd"]
 
@@ -107,7 +108,7 @@ class SplitSvd(Pass):
 
     def _settings(self) -> Replacing:
         return Replacing(
-            ops=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            ops=LINEAR,
             forms=_METHODS[self.method],
             goal=goal_of(self, _GOALS),
             accept=self.accept,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -15,9 +15,9 @@ from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
 from onnxcomp.compiler.chains import Layout, lay_out, possible
 from onnxcomp.compiler.damage import shared_weight
-from onnxcomp.compiler.gathering import collect_moments
+from onnxcomp.compiler.gathering import collect_moments, independent_samples
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair import RIDGE, too_wide
+from onnxcomp.compiler.repair import RIDGE_FLOOR, too_wide
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.scopes import inner_operators
@@ -25,7 +25,16 @@ from onnxcomp.numerics.factoring import Metric, fit
 from onnxcomp.numerics.forms import FORMS, Factors, Form
 from onnxcomp.runtime.overlap import in_order, workers
 
-__all__ = ["Alternative", "Curve", "Place", "curves_of", "find_places", "with_metrics"]
+__all__ = [
+    "Alternative",
+    "Curve",
+    "Place",
+    "curves_of",
+    "damped",
+    "damping_of",
+    "find_places",
+    "with_metrics",
+]
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -172,7 +181,7 @@ class Curve:
 
 def find_places(
     model: Model,
-    ops: Sequence[str],
+    ops: Collection[str],
     left_alone: Callable[[str], bool],
     shapes: Shapes,
     log: PassLog,
@@ -240,21 +249,32 @@ def _measured(
     model: Model, places: Sequence[Place], outputs: Mapping[str, Array], context: Context, shapes: Shapes
 ) -> list[Place]:
     moments = collect_moments(model, [p.node for p in places], context, shapes, "statistics")
+    count = len(context.calibration) if context.calibration is not None else 0
     done = []
     for place in places:
         seen = moments[place.name]
         H = seen.covariance() if place.node.has_bias else seen.sum_xx / seen.count
-        d = H.shape[1]
         weigh = outputs.get(place.name)
-        metrics = [
-            Metric(
-                h + RIDGE * max(float(np.trace(h)) / d, 1e-30) * np.eye(d),
-                None if weigh is None else weigh[b],
-            )
-            for b, h in enumerate(H)
-        ]
+        damping = damping_of(H.shape[1], independent_samples(count, seen.count / max(1, count)))
+        metrics = [Metric(damped(h, damping), None if weigh is None else weigh[b]) for b, h in enumerate(H)]
         done.append(replace(place, metrics=tuple(metrics), means=seen.mean_x))
     return done
+
+
+def damping_of(width: int, independent: float) -> float:
+    """Return the share of the mean variance by which every input counts more than the samples say.
+
+    Where samples are few beside the inputs, they vary in as many directions as there are samples, and a split that keeps
+    just those would look perfect. Then all directions count nearly alike; with many samples their covariance is trusted.
+    """
+    return max(RIDGE_FLOOR, width / max(independent, 1.0)) ** 2
+
+
+def damped(H: Array, damping: float) -> Array:
+    """Return the covariance `[d, d]` with `damping` times its mean variance added to every input's."""
+    size = max(float(np.trace(H)) / len(H), 1e-30)
+    added: Array = H + damping * size * np.eye(len(H))
+    return added
 
 
 def curves_of(

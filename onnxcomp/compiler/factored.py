@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.compiler.alternatives import damped, damping_of
 from onnxcomp.compiler.chains import Chain
 from onnxcomp.compiler.repair import Solution, Visit, refit, ridge_strength
 from onnxcomp.numerics.factoring import Metric, fit
@@ -48,14 +49,14 @@ class FitChains:
         strength = ridge_strength(visit)
         H, G = (moments.covariance(), moments.cross()) if chain.has_bias else moments.second()
         wanted = ridge(H, G, prior, strength)
+        damping = damping_of(H.shape[1], visit.independent)
         again = name in self.seen
         steps = MORE_STEPS if again else FIRST_STEPS
         self.seen.add(name)
         blocks, products = [], []
         weigh = self.outputs.get(name)
         for block in range(len(H)):
-            damped = H[block] + strength * np.trace(H[block]) / len(H[block]) * np.eye(len(H[block]))
-            metric = Metric(damped, None if weigh is None else weigh[block])
+            metric = Metric(damped(H[block], damping), None if weigh is None else weigh[block])
             start = chain.blocks[block] if again else None
             found = fit(chain.form, wanted[block], metric, steps, start)
             blocks.append(found.factors)

@@ -25,6 +25,7 @@ __all__ = [
     "Sampled",
     "collect_moments",
     "forgiven",
+    "independent_samples",
     "sample",
     "sample_positions",
 ]
@@ -88,6 +89,11 @@ def sample_positions(total: int, rng: np.random.Generator, most: int = POSITIONS
     return np.sort(rng.choice(total, most, replace=False))
 
 
+def independent_samples(count: int, positions: float) -> float:
+    """Return about how many independent samples `count` samples of so many output positions are worth."""
+    return count * max(1.0, positions / NEIGHBOURS)
+
+
 def sample(
     values: Iterable[tuple[Values, Values]],
     node: Linear,
@@ -102,7 +108,7 @@ def sample(
         positions = sample_positions(total, rng, most)
         columns = len(x) * (total if positions is None else len(positions))
         size = 4 * columns * groups * width
-        yield Sampled(was, now, positions, len(x) * max(1.0, total / NEIGHBOURS), columns, size)
+        yield Sampled(was, now, positions, independent_samples(len(x), total), columns, size)
 
 
 def _together(batches: Iterable[Sampled]) -> Iterator[list[Sampled]]:

@@ -158,10 +158,8 @@ def walk(
     )
     errors = []
     with Spool() as first, Spool() as second:
-        old, new = (
-            _frontier(net, spool, size, context)
-            for net, spool in ((teacher or original, first), (compressed, second))
-        )
+        old = _frontier(teacher or original, first, size, context)
+        new = _frontier(compressed, second, size, context)
         pairs = find_pairs(compressed, [s.name for s in sites if s.name not in chains]) if joint else {}
         seen: dict[str, Moments] = {}
         producers = {each.producer.node.name for each in pairs.values()}
@@ -177,7 +175,7 @@ def walk(
             other = other if other is not None and branches(other) else None
             stop = _Stop(site, place, before[site.name].output.name, other, context.seed, positions)
             link = pairs.get(site.name)
-            # What a refinement will change again need not be sharpened first.
+            # What a refinement changes again need not be sharpened.
             again = not anew and (link is not None or site.name in producers)
             solver, sharpen = (_leave, 0) if again else (solve, rounds if link is None else 0)
             moments, solution = _visit(stop, old, new, solver, sharpen, context.threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -41,7 +41,7 @@ FASTER = 0.99
 class Replacing:
     """What a pass replaces, by which forms, how far, and how it repairs."""
 
-    ops: tuple[str, ...]
+    ops: Collection[str]
     forms: tuple[str, ...]
     goal: Goal
     accept: Accept
