@@ -278,10 +278,10 @@ def test_a_half_precision_network_stays_one() -> None:
 # --- what a replacement must save ------------------------------------------------------------------------------------
 def test_bytes_decide_where_they_are_asked_for() -> None:
     tiny = conv(shape="12,8,1,3", attrs="pads=[0,1,0,1]")
-    step = SubstituteDepthwise(multiplier=1)
-    assert replaced(tiny, step).changed, "fewer multiply-accumulates"
-    (skip,) = replaced(tiny, dataclasses.replace(step, accept="size", min_saving=0.6)).skips
-    assert skip.reason.startswith("nothing saves 60%: the cheapest, ")
+    step = SubstituteDepthwise(multiplier=1, min_saving=0.5)
+    assert replaced(tiny, step).changed, "less than half of the multiply-accumulates"
+    (skip,) = replaced(tiny, dataclasses.replace(step, accept="size")).skips
+    assert skip.reason.startswith("nothing saves 50%: the cheapest, "), "nodes take bytes of their own"
     assert replaced(conv(), dataclasses.replace(step, accept="size")).changed
 
 
