@@ -150,11 +150,11 @@ def possible(form: str, node: LinearNode, layout: Layout = "plain") -> str | Non
             return f"its kernel has no two axes that {form} could split"
         if node.node.attrs.get("output_shape"):
             return "its output_shape belongs to both axes at once"
-    if form in ("depthwise", "pointwise") and node.group > 1:
-        if node.weight_array().shape[node.in_axis] == 1:
-            return "it is depthwise already"
-        if layout == "concat":
-            return "the results of its blocks would have to be joined apart"
+    if node.group > 1 and node.weight_array().shape[node.in_axis] == 1:
+        # Of a depthwise kernel next to nothing can be saved, and block by block it would be as long a work as all others.
+        return "it is depthwise already"
+    if form == "depthwise" and layout == "concat" and node.group > 1:
+        return "the results of its blocks would have to be joined apart"
     return None
 
 
