@@ -205,7 +205,7 @@ class FormTimes:
 
 
 def _drawn(sizes: Array, ratios: Array, size: float) -> float:
-    """Return the ratio at `size`: straight between the points, and beyond the ends in proportion."""
+    """Return the ratio at `size`: straight between the points, the first below them, and on in a line above."""
     order = np.argsort(sizes)
     sizes, ratios = sizes[order], ratios[order]
     if len(sizes) == 1:

@@ -321,4 +321,5 @@ def _tell_worst(errors: Mapping[str, float], log: PassLog) -> None:
     worst = sorted(errors.items(), key=lambda item: -item[1])[:3]
     told = ", ".join(f"{name} {error:.1%}" for name, error in worst)
     if told:
-        log.note(f"{len(errors)} nodes fitted; largest relative errors: {told}")
+        count = f"{len(errors)} nodes" if len(errors) > 1 else "one node"
+        log.note(f"{count} fitted; largest relative errors: {told}")

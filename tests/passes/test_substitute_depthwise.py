@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcomp.compiler.passbase import PassResult
+from onnxcomp.compiler.passbase import Context, PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
@@ -317,6 +317,25 @@ def test_only_what_the_clock_finds_faster_is_taken(monkeypatch: pytest.MonkeyPat
     assert "cp" not in forms, "whose middle is depthwise"
 
 
+@pytest.mark.parametrize("slower", [1, 10**6])
+def test_what_does_not_make_the_whole_model_faster_is_taken_back(
+    slower: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Together(Clock):
+        """Alone every replacement is faster; of the whole model, more than one is slower by far."""
+
+        def ratio(self, before: Model, after: Model, context: Context) -> float:
+            added = len(after.graph.nodes) - len(before.graph.nodes)
+            return super().ratio(before, after, context) * (slower if added > 1 else 1)
+
+    step = SubstituteDepthwise(multiplier=1, accept="latency", repair="none", order="depthwise")
+    result = timed(small(), step, Together(), monkeypatch)
+    back = [skip for skip in result.skips if skip.reason.endswith("does not make the whole model faster")]
+    assert (len(result.changes) > 1) == (slower == 1)
+    assert bool(back) == (slower > 1)
+    assert result.shortfall is None, "a rule for each layer is no budget"
+
+
 def test_the_layout_that_the_clock_finds_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     class Taste(Clock):
         """Takes longer for whatever joins."""
@@ -352,13 +371,14 @@ def test_a_budget_of_time_holds_by_what_is_measured_of_the_whole(
     class Slower(Clock):
         """Of the whole network, 0.2 of the time is never saved, which no table of layers knows."""
 
-        def ratio(self, before: Model, after: Model, *rest: Any) -> float:
-            return 0.2 + 0.8 * super().ratio(before, after)
+        def ratio(self, before: Model, after: Model, context: Context) -> float:
+            return 0.2 + 0.8 * super().ratio(before, after, context)
 
     clock, model = Slower(), small()
     result = timed(model, kind(latency=0.7, repair="none"), clock, monkeypatch)
     assert result.shortfall is None
-    assert 0.64 <= clock.ratio(model, result.model) <= 0.7001
+    first, last = (clock([each])[0] for each in (model, result.model))
+    assert 0.64 <= 0.2 + 0.8 * last / first <= 0.7001
     assert sum(note.startswith("latency estimated") for note in result.notes) > 1, (
         "the first estimate was wrong"
     )
@@ -370,14 +390,15 @@ def test_a_budget_of_time_beyond_reach_is_told_with_the_best_there_was(
     class Stubborn(Clock):
         """Never gets below nine tenths."""
 
-        def ratio(self, before: Model, after: Model, *rest: Any) -> float:
-            return 0.9 + 0.1 * super().ratio(before, after)
+        def ratio(self, before: Model, after: Model, context: Context) -> float:
+            return 0.9 + 0.1 * super().ratio(before, after, context)
 
     clock, model = Stubborn(), small()
     result = timed(model, SubstituteDepthwise(latency=0.5, repair="none"), clock, monkeypatch)
     assert result.shortfall is not None
     told = float(result.shortfall.split("reached; ")[1].split(" ")[0])
-    assert told == pytest.approx(clock.ratio(model, result.model), abs=0.002)
+    first, last = (clock([each])[0] for each in (model, result.model))
+    assert told == pytest.approx(0.9 + 0.1 * last / first, abs=0.002)
     assert result.changed
 
 
