@@ -35,6 +35,16 @@ PRESETS = {
             "fold-constants,fold-batchnorm,remove-dead,insert-qdq",
             "simplify, then store activations and weights in 8 bits; needs calibration samples",
         ),
+        Preset(
+            "edge",
+            "fold-constants,fold-batchnorm,remove-dead,split-svd{max-error=0.03 accept=size},insert-qdq",
+            "for small files: split every layer that gets smaller at 3 % of its output, then 8 bits; needs calibration samples",
+        ),
+        Preset(
+            "fastest",
+            "fold-constants,fold-batchnorm,remove-dead,split-svd{max-error=0.03 accept=latency},insert-qdq",
+            "for this machine: split every layer that is measured to be faster so, then 8 bits; needs calibration samples",
+        ),
     )
 }
 """All presets by name."""
