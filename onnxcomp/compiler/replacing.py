@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -58,6 +58,10 @@ def check_replacing(settings: Replacing, name: str) -> None:
     for option, number in (("align", settings.align), ("sweeps", settings.sweeps)):
         if number < 1:
             raise UsageError(f"{name}: {option}={number} is out of range; it is at least 1")
+    if settings.goal.what == "latency" and settings.accept == "size":
+        raise UsageError(
+            f"{name}: a budget of latency takes what saves time; leave out accept=size, or give params= instead"
+        )
     if settings.repair != "sequential" and settings.sweeps > 1:
         raise UsageError(f"{name}: sweeps needs repair=sequential, not {settings.repair}")
 
@@ -131,7 +135,7 @@ class _Run:
         if not goal.is_budget:
             return self._faster(ruled)
         if not curves:
-            self._tell_short({}, curves)
+            self._tell_short()
             return {}
         scales = self._scales(curves, trials)
         plan = self._within(curves, scales)
@@ -203,7 +207,7 @@ class _Run:
             curves += [Curve(self.places[curve.place.name], curve.alternatives) for curve in found]
         return curves, trials, ruled
 
-    def _waves(self) -> list[list[Place]] | Any:
+    def _waves(self) -> Iterable[list[Place]]:
         places = list(self.places.values())
         if self.settings.repair == "none":
             return [places] if places else []
@@ -235,7 +239,7 @@ class _Run:
         plan, reached = by_budget(curves, scales, cost, goal.value * whole - rest)
         left = rest + sum(cost(curve.place, plan.get(curve.place.name)) for curve in curves)
         if not reached:
-            self._tell_short(plan, curves, left / whole)
+            self._tell_short(left / whole)
         elif not fits_exactly(left, goal.value * whole, whole):
             self.log.note(
                 f"{goal.what} fall to {left / whole:.4f}, more than asked for: ranks in steps of {self.settings.align} "
@@ -266,7 +270,7 @@ class _Run:
         for note in notes:
             self.log.note(note)
         if measured > goal.value:
-            self._tell_short(plan, curves, measured)
+            self._tell_short(measured)
         return plan
 
     def _count(self, cost: Cost) -> int:
@@ -277,7 +281,7 @@ class _Run:
         biases = biases_to_come(self.original) if self.settings.repair != "none" else []
         return cost.parameters + sum(int(stored[name].values.shape[axis]) for name, axis in biases)
 
-    def _tell_short(self, plan: Plan, curves: list[Curve], left: float | None = None) -> None:
+    def _tell_short(self, left: float | None = None) -> None:
         goal = self.settings.goal
         reasons = "; ".join(list(dict.fromkeys(f"{s.where}: {s.reason}" for s in self.log.skips))[:5])
         least = f"{left:.4f} is the least" if left is not None else "there is nothing to replace"

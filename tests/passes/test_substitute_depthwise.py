@@ -48,6 +48,7 @@ from tests.support.text import net
         (SubstituteDepthwise(macs=0.5, sweeps=2, repair="one-shot"), "sweeps needs repair=sequential"),
         (SubstituteDepthwise(macs=0.5, order="pointwise", layout="concat"), "give layout=sum or plain"),
         (SubstituteDepthwise(macs=0.5, min_saving=-0.1), "min-saving=-0.1 is out of range"),
+        (SubstituteDepthwise(latency=0.5, accept="size"), "leave out accept=size, or give params= instead"),
     ],
 )
 def test_options_that_contradict_or_are_out_of_range_are_refused_by_name(
