@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from onnxcomp.compiler.benchmark import BenchPlan, BenchReport, bench_files
 from onnxcomp.compiler.driver import run
-from onnxcomp.compiler.nearest import hint
 from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.pipeline import Listener
 from onnxcomp.compiler.prepare import prepare
@@ -21,8 +20,9 @@ from onnxcomp.compiler.request import Metric, Request
 from onnxcomp.compiler.sensitivity import Sensitivity, measure_sensitivity
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.compiler.target_files import DEFAULT_TARGET
-from onnxcomp.compiler.techniques import PruneChannels, Technique
-from onnxcomp.errors import UsageError
+from onnxcomp.compiler.technique_contract import Technique
+from onnxcomp.compiler.techniques import PruneChannels
+from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import to_proto

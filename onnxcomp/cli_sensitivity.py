@@ -24,7 +24,7 @@ from onnxcomp.cli_options import (
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.sensitivity import Effect, Sensitivity
-    from onnxcomp.compiler.techniques import Technique
+    from onnxcomp.compiler.technique_contract import Technique
 
 __all__ = ["sensitivity"]
 

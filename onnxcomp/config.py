@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.compiler.nearest import hint
-from onnxcomp.errors import DataError, UsageError
+from onnxcomp.errors import DataError, UsageError, hint
 from onnxcomp.runtime.preprocess import Preprocess
 
 if sys.version_info >= (3, 11):

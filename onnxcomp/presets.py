@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxcomp.compiler.nearest import hint
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import UsageError, hint
 
 __all__ = ["DEFAULT", "PRESETS", "Preset", "preset"]
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups, channel_groups, default_shapes
 from onnxcomp.analysis.cost import model_cost
@@ -34,6 +33,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import ModelLike, as_model, valueless
 from onnxcomp.ir.proto import to_proto, write_node
 from onnxcomp.ir.shapes import infer_types
+from onnxcomp.numerics.arrays import Array, Mask, Shapes
 from onnxcomp.runtime.regimes import REGIMES, concrete_shape, made_feeds
 from onnxcomp.runtime.session import Session, SessionError
 
@@ -53,9 +53,6 @@ __all__ = [
     "random_keep",
 ]
 
-Array = NDArray[Any]
-Mask = NDArray[np.bool_]
-Shapes = Mapping[str, tuple[int, ...]]
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference by dtype, relative to the largest magnitude of the output; other dtypes must agree exactly."""

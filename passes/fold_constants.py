@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.analysis.constants import Island, affordable, constant_islands
-from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult, option
+from onnxcomp.compiler.options import option
+from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.edits import drop_orphans, freeze, remove_dead_nodes
 from onnxcomp.ir.graph import Array, Node, Variable

@@ -12,7 +12,8 @@ from onnxcomp.compiler.formats import Formats, formats
 from onnxcomp.compiler.fusing import tell_fusion
 from onnxcomp.compiler.harm import tell_harm
 from onnxcomp.compiler.mixed import quantize_mixed
-from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
+from onnxcomp.compiler.options import in_range, option
+from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
 from onnxcomp.compiler.quantizer import Settings, carry_out, plan
 from onnxcomp.ir.convert import convert_opset
 from onnxcomp.ir.files import check_finite

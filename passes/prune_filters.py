@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from onnxcomp.compiler.budget import Limits, fits_exactly
+from onnxcomp.compiler.budget import Limits
+from onnxcomp.compiler.goals import fits_exactly, pipeline_cost
 from onnxcomp.compiler.ladders import unmeasured
 from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
-from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, in_range, option
+from onnxcomp.compiler.options import in_range, option
+from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
 from onnxcomp.compiler.recovery import Recovery, recover
 from onnxcomp.compiler.rounds import Budget, Chooser, choose
-from onnxcomp.compiler.scene import Plan, Price, Scene, count_price, pipeline_cost
+from onnxcomp.compiler.scene import Plan, Price, Scene, count_price
 from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite

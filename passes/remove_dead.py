@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxcomp.analysis.duplicates import equal_constants, equal_nodes
+from onnxcomp.analysis.merges import cancelled, merge
+from onnxcomp.analysis.noops import handed_through
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
-from onnxcomp.ir.duplicates import equal_constants, equal_nodes
 from onnxcomp.ir.edits import bypass, remove_dead_nodes
 from onnxcomp.ir.graph import Node, Value, Variable
 from onnxcomp.ir.liveness import dead_nodes, pinned_names, unread_constants
-from onnxcomp.ir.merges import cancelled, merge
 from onnxcomp.ir.model import Model
-from onnxcomp.ir.noops import handed_through
 from onnxcomp.ir.shapes import ValueType, infer_types
 
 __all__ = ["RemoveDead"]

@@ -163,7 +163,7 @@ def measure(net: Net, cell: Cell, threads: int) -> Outcome:
         )
     except BudgetError as missed:
         # What was reached is as good a point as any: it is drawn where its MACs are.
-        result = cast(Optimized, missed.result)
+        result = cast("Optimized", missed.result)
     report = result.report
     found = report.comparison
     assert found is not None and found.accuracy_before is not None and found.accuracy_after is not None

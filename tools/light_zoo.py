@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper, version_converter
 
 from onnxcomp.ir.ops import RESHAPING
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["light_model", "light_paths", "random_feeds", "randomise", "relative_error", "run_as_written"]
 
-Array = NDArray[Any]
 
 _LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 

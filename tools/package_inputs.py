@@ -10,15 +10,14 @@ import json
 import random
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["file_bytes", "pages", "scenes", "sound", "text_lines", "tokens", "windows"]
 
-Array = NDArray[Any]
 
 SYLLABLES = "ba co de fi gu ha je ki lo mu na pe ri so tu va we xi yo zu 12 408 77 3.5".split()
 

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session
 from tools import package_inputs
 
 __all__ = ["ENTRIES", "Entry", "with_float_weights", "write_samples"]
 
-Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +29,7 @@ from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import from_proto, to_proto
+from onnxcomp.numerics.arrays import Mask
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.testing import random_keep
 from tools.light_zoo import light_model, light_paths, random_feeds, relative_error, run_as_written
@@ -49,7 +48,6 @@ BUDGET = 0.6
 TOLERANCE = 1e-4
 """Largest deviation from the oracle, relative to the largest output: float32 over up to a hundred layers."""
 
-Mask = NDArray[np.bool_]
 Keep = Mapping[str, Mask]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from onnxcomp.ir.graph import Node, Value
 from onnxcomp.ir.ops import SCALE_OR_SHIFT
 from onnxcomp.ir.shapes import ValueType
 from onnxcomp.numerics.affine_fold import Affine, batchnorm_affine
+from onnxcomp.numerics.arrays import Array
 
 __all__ = [
     "Channels",
@@ -25,7 +25,6 @@ __all__ = [
     "output_channels",
 ]
 
-Array = NDArray[Any]
 Types = Mapping[str, ValueType]
 
 

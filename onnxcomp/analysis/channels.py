@@ -22,11 +22,11 @@ from onnxcomp.analysis.views import Classes, partition
 from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.shapes import infer_types
+from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["ChannelGroup", "ChannelGroups", "Member", "channel_groups"]
 
 Units = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 DEFAULT_SIZE = 32
 """Stands in for symbolic sizes of graph inputs other than the first axis where the caller gives no shapes."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED
 from onnxcomp.ir.proto import stored
+from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["Cost", "Shapes", "model_cost", "node_macs", "weight_elements"]
 
-Shapes = Mapping[str, tuple[int, ...]]
 """Concrete shapes by value name."""
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.labels import Labels, compact
 from onnxcomp.ir.graph import Constant, Node
+from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["CutAxes", "CutAxis", "Keep", "Mask"]
 
-Mask = NDArray[np.bool_]
 """Truth values of the units of a group."""
 Keep = Mapping[str, Mask]
 """For each channel group by name, the mask of the units that stay; absent groups stay whole."""

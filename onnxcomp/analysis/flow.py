@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.labels import Ids, LabelMap, Labels, Role
 from onnxcomp.ir.graph import Constant, Graph, Node, Value
+from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["Blocked", "Flow", "Leaf", "Rule", "Shapes", "Size", "SizeArray", "Weight"]
 
-Shapes = Mapping[str, tuple[int, ...]]
 """Concrete shapes by value name."""
 
 Leaf = tuple[str, str, int]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.affine import (
     Channels,
@@ -21,11 +20,9 @@ from onnxcomp.analysis.affine import (
 from onnxcomp.ir.graph import Node
 from onnxcomp.numerics import affine_fold as fold
 from onnxcomp.numerics.affine_fold import Affine
+from onnxcomp.numerics.arrays import Array, Array64
 
 __all__ = ["Rewrite", "fold_after", "fold_before"]
-
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.ir.graph import Constant, Graph, Node, Value
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import LINEAR, WEIGHT_INPUTS, WRAPS_WEIGHTS
+from onnxcomp.numerics.arrays import Array, Array64
 from onnxcomp.numerics.patches import Window, at_positions, patches, resolve_pads, spread_patches
 
 __all__ = ["Linear", "LinearNode", "linear_node", "not_refitted"]
-
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 
 class Linear(Protocol):

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.balance import companions
 from onnxcomp.analysis.labels import DIMS, HEADS, Deferred, LabelMap, compact
+from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["Classes", "Mask", "partition", "removed_at"]
 
 Classes = NDArray[np.int64]
 """The class of every label in every view, `[views, labels]`; classes of the same labels have the same number."""
-Mask = NDArray[np.bool_]
 """Truth values, one per class or position."""
 
 _CROSSED = "it meets a value that has channels along another axis"

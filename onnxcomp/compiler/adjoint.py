@@ -6,22 +6,18 @@ lets nothing through and is named; what lies before it is then not told of what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.derivatives import RULES
 from onnxcomp.compiler.tape import PREFIX, Tape
 from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["PREFIX", "Adjoint", "Backward", "adjoint", "backward"]
-
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.curves import Curve
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.knapsack import Options, choose
 
 __all__ = ["Allocation", "Whole", "allocate"]
 
-Array = NDArray[Any]
 
 PASSES = 6
 """Times the costs are made linear around the last plan: channel counts multiply, so costs depend on each other."""

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
@@ -17,10 +15,11 @@ from onnxcomp.compiler.chains import Layout, lay_out, possible
 from onnxcomp.compiler.damage import shared_weight
 from onnxcomp.compiler.gathering import collect_moments, independent_samples
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair import RIDGE_FLOOR, too_wide
+from onnxcomp.compiler.refits import RIDGE_FLOOR, too_wide
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.scopes import inner_operators
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.factoring import Metric, fit
 from onnxcomp.numerics.forms import FORMS, Factors, Form
 from onnxcomp.runtime.overlap import in_order, workers
@@ -36,8 +35,6 @@ __all__ = [
     "with_metrics",
 ]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 WAVE_BYTES = 256 * 2**20
 """Covariances held at once while they are collected; more nodes take more runs over the samples."""

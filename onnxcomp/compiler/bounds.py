@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.compiler.passbase import Context, in_range
+from onnxcomp.compiler.options import in_range
+from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.trials import together
 from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array64
 from onnxcomp.runtime.compare import decision_output
 from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.session import Session
 
 __all__ = ["CONFIDENCE", "Bounds", "Judge", "Outcome", "Reached", "check_bounds", "drop_limit", "share_limit"]
 
-Array64 = NDArray[np.float64]
 
 CONFIDENCE = 0.9
 """One-sided confidence of what is said of samples that were not seen."""

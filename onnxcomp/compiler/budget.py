@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroup
 from onnxcomp.analysis.cutcost import Keep
+from onnxcomp.numerics.arrays import Mask
 
-__all__ = ["Ladder", "Limits", "fits_exactly", "uniform_keep"]
+__all__ = ["Ladder", "Limits", "uniform_keep"]
 
 CLOSE = 0.002
 """A budget counts as filled when no more than this share of the whole is left of it: shares stay nearly equal."""
 
-Mask = NDArray[np.bool_]
 Cost = Callable[[Keep], float]
 
 
@@ -160,8 +160,3 @@ def _give_back(
         if fits(trial):
             removed = trial
     return removed
-
-
-def fits_exactly(achieved: float, target: float, whole: float) -> bool:
-    """Return whether `achieved` is within the budget and at most 1 % of `whole` below it."""
-    return target - 0.01 * whole <= achieved <= target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from onnxcomp.compiler.passbase import Pass, format_option
+from onnxcomp.compiler.options import format_option
+from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.registry import Entry, Registry
 from onnxcomp.errors import UsageError
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import linear_node, not_refitted
 from onnxcomp.compiler.alternatives import Alternative, Place, with_metrics
@@ -15,17 +14,17 @@ from onnxcomp.compiler.chains import Chain
 from onnxcomp.compiler.damage import shared_weight
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.factored import FIRST_STEPS, FitChains
+from onnxcomp.compiler.outputs import FEW, HELD_BACK, judge, outputs_on
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.recovery import FEW, HELD_BACK, judge, outputs_on
-from onnxcomp.compiler.repair import Site, too_wide, walk
+from onnxcomp.compiler.refits import Site, too_wide
+from onnxcomp.compiler.repair import walk
 from onnxcomp.compiler.teacher import teacher_of
 from onnxcomp.ir.edits import drop_orphans
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 
 __all__ = ["Repair", "carry_out", "install"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 Plan: TypeAlias = Mapping[str, Alternative]
 
 

@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.ir.graph import Constant, Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Array64
 from onnxcomp.numerics.factoring import balanced
 from onnxcomp.numerics.forms import Factors, Form
 
 __all__ = ["Chain", "Layout", "Link", "lay_out", "possible"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 Layout: TypeAlias = Literal["plain", "concat", "sum"]
 """How what is there r times stands in the graph: as one convolution with r filters a channel, as r whose results are

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.compiler.adjoint import PREFIX, Backward, backward
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Array64, Shapes
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["Known", "gather"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
-Shapes = Mapping[str, tuple[int, ...]]
 
 SAMPLES = 32
 """Samples that run back at most: sums over all positions of a channel need no more."""

@@ -4,82 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.alternatives import LOOK_STEPS, Alternative, Curve, Place
 from onnxcomp.compiler.chains import Chain
 from onnxcomp.compiler.factored import FIRST_STEPS
-from onnxcomp.compiler.passbase import Context, Pass, in_range
+from onnxcomp.compiler.goals import Goal
+from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.trials import JUDGES, Judging, Trial, run_trials
-from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.knapsack import Options, choose
 
-__all__ = ["Goal", "Plan", "by_budget", "by_rule", "damages", "goal_of", "trial_of"]
+__all__ = ["Plan", "by_budget", "by_rule", "damages", "trial_of"]
 
-Array = NDArray[Any]
 
 Plan: TypeAlias = dict[str, Alternative]
 """What takes the place of which node, by name; nodes that stay are absent."""
 
-GoalName: TypeAlias = Literal["macs", "params", "latency", "rank", "energy", "max-error"]
 
 LEAST = 1e-9
 """Damage below which measured outputs do not tell an alternative from the node itself."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What decides how far every place goes: a budget for the whole model, or a rule for each place alone."""
-
-    what: GoalName
-    value: float
-
-    @property
-    def is_budget(self) -> bool:
-        """Whether `value` is the share of the whole model that may remain."""
-        return self.what in ("macs", "params", "latency")
-
-
-_GOAL_NAMES: dict[str, GoalName] = {
-    "macs": "macs",
-    "params": "params",
-    "latency": "latency",
-    "rank": "rank",
-    "multiplier": "rank",
-    "energy": "energy",
-    "max_error": "max-error",
-}
-
-
-def goal_of(step: Pass, fields: Sequence[str]) -> Goal:
-    """Return the goal that the options `fields` of `step` set.
-
-    Raises:
-        UsageError: unless exactly one of them is given, and above 0; a budget is at most 1.
-    """
-    shown = [field.replace("_", "-") for field in fields]
-    given = [field for field in fields if getattr(step, field) is not None]
-    if len(given) != 1:
-        said = (
-            f"{' and '.join(f.replace('_', '-') for f in given)} are given"
-            if given
-            else "none of them is given"
-        )
-        raise UsageError(f"{step.name}: give one of {', '.join(shown[:-1])} and {shown[-1]}; {said}")
-    field = given[0]
-    name, value = field.replace("_", "-"), getattr(step, field)
-    goal = Goal(_GOAL_NAMES[field], value)
-    if goal.is_budget:
-        in_range(step.name, name, value, 0, 1)
-        if value == 0:
-            raise UsageError(f"{step.name}: {name}=0 leaves nothing; give the share that may remain")
-    elif goal.what in ("energy", "max-error") and not value > 0:
-        raise UsageError(f"{step.name}: {name}={value:g} is out of range; 0 < {name} < 1")
-    return goal
 
 
 @dataclass(frozen=True)

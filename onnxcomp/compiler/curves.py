@@ -5,37 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups
-from onnxcomp.analysis.linear import LinearNode, linear_node
+from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.compiler.budget import Ladder, Limits
-from onnxcomp.compiler.divergence import Reference
-from onnxcomp.compiler.gathering import NEIGHBOURS
+from onnxcomp.compiler.divergence import RUINED, Reference
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.compiler.repair import RIDGE
+from onnxcomp.compiler.refits import refit_readers
 from onnxcomp.compiler.trials import BATCH, JUDGES, Judging, Trial, first_change, run_trials
 from onnxcomp.ir.model import Model
-from onnxcomp.numerics.moments import Moments, ridge
+from onnxcomp.numerics.arrays import Array64, Mask
+from onnxcomp.numerics.moments import Moments
 
-__all__ = ["BATCH", "JUDGES", "Curve", "CutAlone", "measure_curves", "mend_readers", "nearest_counts"]
+__all__ = ["BATCH", "JUDGES", "Curve", "CutAlone", "measure_curves", "nearest_counts"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 LEVELS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Shares removed at which a curve is measured; between them it is interpolated."""
-
-
-ENOUGH = 8
-"""So many independent samples per input are enough for the least ridge."""
-
-RUINED = 1e9
-"""Damage of a cut after which outputs are not finite (half precision overflows early): beyond that of any other."""
 
 
 @dataclass(frozen=True)
@@ -142,60 +129,5 @@ class CutAlone:
         candidate = self.model.clone()
         self.groups.mask(candidate, keep)
         group = self.groups[self.ladder.group]
-        mend_readers(self.model, candidate, group, keep[group.name], self.moments)
+        refit_readers(self.model, candidate, group, keep[group.name], self.moments)
         return candidate
-
-
-def mend_readers(
-    model: Model, masked: Model, group: ChannelGroup, keep: Mask, moments: Mapping[str, Moments]
-) -> None:
-    """Refit the readers of `group` in `masked` from the statistics of the whole inputs, in place.
-
-    With S the columns that stay, `W' = W H[:,S] (H[S,S] + lam)^-1`, zeros elsewhere, and `b' = b + (W - W') m`.
-    """
-    after = {node.name: node for node in masked.graph.nodes}
-    for node in model.graph.nodes:
-        if node.name not in group.consumers or node.name not in moments:
-            continue
-        was, now = linear_node(node), linear_node(after[node.name])
-        columns = reader_columns(group, was) if was is not None else None
-        if was is None or now is None or columns is None:
-            continue
-        stats = moments[node.name]
-        if stats.sum_xx.shape[1] != was.matrix().shape[2]:
-            continue
-        stays = (columns < 0) | keep[columns]
-        W = _solved(was, stats, stays)
-        shift = np.einsum("god,gd->go", was.matrix() - W, stats.mean_x).reshape(-1)
-        now.install(masked, W, was.bias() + shift if was.has_bias else None, "trial")
-
-
-def _solved(node: LinearNode, stats: Moments, stays: Array) -> Array64:
-    W, H = node.matrix(), stats.covariance()
-    if not node.has_bias:
-        H = H + stats.mean_x[:, :, None] * stats.mean_x[:, None, :]
-    new = np.zeros_like(W)
-    S = np.flatnonzero(stays)
-    if len(S):
-        strength = mending_strength(node, stats)
-        new[:, :, S] = ridge(H[:, S[:, None], S], W @ H[:, :, S], W[:, :, S], strength)
-    return new
-
-
-def mending_strength(node: LinearNode, stats: Moments) -> float:
-    """Return the ridge strength of a trial's refit, as a share of the mean variance of the inputs.
-
-    As in the walk, with few independent samples for the inputs a refit must lean on the weights as they were, or it would
-    learn the samples by heart.
-    """
-    independent = stats.count / (NEIGHBOURS if node.spatial else 1)
-    share = node.matrix().shape[2] / max(1.0, independent)
-    return RIDGE if share * ENOUGH < 1 else min(1.0, max(RIDGE, share))
-
-
-def reader_columns(group: ChannelGroup, node: LinearNode) -> NDArray[np.int64] | None:
-    """Return the unit of every column `[d]` of a reader's blocks, -1 for columns of other groups."""
-    member = next((m for m in group.members if m.node == node.node.name and m.role == "consumes"), None)
-    if member is None:
-        return None
-    return np.repeat(member.units, node.matrix().shape[2] // len(member.units))

@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
-from onnxcomp.compiler.repair import Site, too_wide
+from onnxcomp.compiler.refits import Site, too_wide
 from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import WEIGHTED
-from onnxcomp.numerics.moments import Moments, ridge
 
-__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "refit_once", "shared_weight"]
+__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "shared_weight"]
 
 Rows = NDArray[np.int64]
 Keep = Mapping[str, NDArray[np.bool_]]
@@ -92,46 +91,3 @@ def shared_weight(model: Model, node: LinearNode) -> str | None:
     if model.graph.sole_use(weight) is None:
         return f"its weight {weight.name!r} is shared, and a refit would make a copy of it"
     return None
-
-
-def refit_once(
-    original: Model,
-    cut: Model,
-    sites: list[Site],
-    kept: Mapping[tuple[str, int], Rows],
-    moments: Mapping[str, Moments],
-    strength: float,
-) -> int:
-    """Refit the nodes that lost inputs from the original network's statistics alone; return how many.
-
-    With `S` the columns that stay, `W' = W H[:,S] (H[S,S] + lam)^-1` and `b' = b + W m - W' m_S` (algorithm: the block
-    update of optimal brain surgeon; one shot, nothing is re-measured). Edits `cut` in place.
-    """
-    before = {node.name: node for node in original.graph.nodes}
-    after = {node.name: node for node in cut.graph.nodes}
-    done = 0
-    for site in sites:
-        was, now = linear_node(before[site.name]), linear_node(after[site.name])
-        assert was is not None and now is not None, site.name
-        columns = kept.get((was.node.inputs[was.weight].name, was.in_axis))
-        if columns is None or site.name not in moments:
-            continue
-        taps = was.matrix().shape[2] // was.weight_array().shape[was.in_axis]
-        S = (columns[:, None] * taps + np.arange(taps)).reshape(-1)
-        H, mean, W = moments[site.name].covariance(), moments[site.name].mean_x, was.matrix()
-        if not was.has_bias:
-            H = H + mean[:, :, None] * mean[:, None, :]
-        W, bias = _rows(W, site.rows), was.bias()[site.rows]
-        W_new = ridge(H[:, S[:, None], S], W @ H[:, :, S], W[:, :, S], strength)
-        shift = np.einsum("god,gd->go", W, mean) - np.einsum("god,gd->go", W_new, mean[:, S])
-        now.install(cut, W_new, bias + shift.reshape(-1) if was.has_bias else None, "refit")
-        done += 1
-    return done
-
-
-def _rows(W: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-    """Return the rows of `W` `[g, o, d]` that stay; blocks lose equally many."""
-    flat = W.reshape(-1, W.shape[2])
-    groups = rows // W.shape[1]
-    per_group = len(rows) // len(np.unique(groups))
-    return flat[rows].reshape(-1, per_group, W.shape[2])

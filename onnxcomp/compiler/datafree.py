@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.adjoint import PREFIX, Adjoint, adjoint
@@ -23,6 +21,7 @@ from onnxcomp.compiler.report import DataFacts
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.synthetic import (
     Colours,
     Descent,
@@ -42,8 +41,6 @@ from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["Made", "check_makeable", "make_samples"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 COUNT = {64: 256, 1 << 62: 64}
 """Samples made, by the largest size of an image: large ones have more places to learn from, and cost more."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.attention_derivatives import ATTENTION_RULES, product_of_values
@@ -15,7 +13,6 @@ from onnxcomp.ir.graph import Node, Value, Variable
 
 __all__ = ["RULES", "Rule"]
 
-Array = NDArray[Any]
 
 Rule = Callable[[Tape, Node], Grads | None]
 """Returns the derivatives at inputs of a node, whose outputs' are on the tape; None where that cannot be told."""

@@ -7,12 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import scipy.special
-from numpy.typing import NDArray
+
+from onnxcomp.numerics.arrays import Array, Array64
 
 __all__ = ["Measure", "Reference"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 Measure: TypeAlias = Literal["divergence", "error", "differing", "mixed"]
 """What a distance is: the divergence of class scores, the squared error of other floats, the share of whole numbers that
@@ -128,3 +127,7 @@ def _logits(array: Array, judged: Array) -> Array64:
         logs: Array64 = np.log(np.maximum(values, _TINY))
         return logs
     return values
+
+
+RUINED = 1e9
+"""Damage of a cut after which outputs are not finite (half precision overflows early): beyond that of any other."""

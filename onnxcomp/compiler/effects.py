@@ -12,10 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.adjoint import PREFIX, backward
 from onnxcomp.compiler.passbase import Context
@@ -23,6 +21,7 @@ from onnxcomp.ir.graph import Value
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import RESHAPING, SATURATES
 from onnxcomp.ir.segment import with_outputs
+from onnxcomp.numerics.arrays import Array, Array64, Shapes
 from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.data import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT
@@ -31,9 +30,6 @@ from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["LEAST", "directed_feeds", "output_effects", "unsaturated"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
-Shapes = Mapping[str, tuple[int, ...]]
 
 TAIL = 0.02
 """Share of the elements on either side of which every single one is looked at: no good range cuts off more."""

@@ -11,7 +11,6 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.analysis.padding import zero_pads
@@ -22,13 +21,12 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import ACTIVATIONS, HOMOGENEOUS, POOLING, RESHAPING
+from onnxcomp.numerics.arrays import Array64, Shapes
 from onnxcomp.numerics.equalizing import Between, Layer, balanced, fill_powers, quietest
 from onnxcomp.runtime.capture import batch_size, stream_values
 
 __all__ = ["Link", "equalize_layers", "links"]
 
-Array64 = NDArray[np.float64]
-Shapes = Mapping[str, tuple[int, ...]]
 
 NEAR = 1e-6
 """A channel that comes this close to the bound of a Clip, as a share of it, counts as reaching it."""

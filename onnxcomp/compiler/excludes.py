@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
-from onnxcomp.compiler.nearest import nearest
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import UsageError, nearest
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.alternatives import damped, damping_of
 from onnxcomp.compiler.chains import Chain
-from onnxcomp.compiler.repair import Solution, Visit, refit, ridge_strength
+from onnxcomp.compiler.refits import Solution, Visit, refit, ridge_strength
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.factoring import Metric, fit
 from onnxcomp.numerics.moments import ridge
 
 __all__ = ["FitChains"]
 
-Array = NDArray[Any]
 
 FIRST_STEPS = 150
 """Steps of the first fit at a chain."""

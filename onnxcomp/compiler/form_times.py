@@ -7,12 +7,10 @@ of layout in front of the first and behind the last cancel. Times are taken at f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alternatives import Alternative, Place
@@ -22,12 +20,11 @@ from onnxcomp.compiler.latency import structure
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.forms import Form
 
 __all__ = ["FormTimes"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 COPIES = 3
 """Copies beyond the first; what they take is counted."""

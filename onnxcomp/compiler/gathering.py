@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from onnxcomp.analysis.linear import Linear, LinearNode
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Array64
 from onnxcomp.numerics.moments import Moments, Part, Target
 from onnxcomp.runtime.capture import batch_size, stream_values
 from onnxcomp.runtime.overlap import in_order, workers
@@ -30,8 +30,6 @@ __all__ = [
     "sample_positions",
 ]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Values = Mapping[str, Array]
 

@@ -7,10 +7,8 @@ integers like any other weight, which loses nothing where each output channel ha
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.ir.edits import drop_orphans
@@ -18,10 +16,10 @@ from onnxcomp.ir.graph import Constant, Node, Value
 from onnxcomp.ir.liveness import dead_nodes, unread_constants
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import WEIGHT_INPUTS
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["fold_stored"]
 
-Array = NDArray[Any]
 
 FLOAT = 1
 """The number of float32 among the types of ONNX."""

@@ -7,10 +7,8 @@ were picked are, and every row can have a scale of its own.
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.compiler.target import Target
@@ -20,7 +18,6 @@ from onnxcomp.numerics.affine import Grid, channel_affine
 
 __all__ = ["LEAST", "store_tables", "tables"]
 
-Array = NDArray[Any]
 
 LEAST = 1024
 """Elements that a table must have to be worth the three nodes behind it."""

@@ -5,26 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.formats import Formats
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import Placement
 from onnxcomp.compiler.qdq import Stored, quantize_values, store_constant
-from onnxcomp.compiler.repair import Site, too_wide, walk
+from onnxcomp.compiler.refits import Site, too_wide
+from onnxcomp.compiler.repair import walk
 from onnxcomp.compiler.weight_rounding import Rounder, Rounding, plain_weight
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine, Grid, range_affine
+from onnxcomp.numerics.arrays import Array64
 
 __all__ = ["round_weights"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 POSITIONS = 64
 """Positions of each sample that rounding looks at: it needs the correlations of inputs, not their last digit."""

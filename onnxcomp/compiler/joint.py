@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Array64
 from onnxcomp.numerics.moments import Moments, ridge
 from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session
 
 __all__ = ["Batch", "Pair", "Weights", "refine"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 Places = tuple[Array | None, Array | None]
 
 DAMPING = 1e-2

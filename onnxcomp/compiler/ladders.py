@@ -11,7 +11,8 @@ from onnxcomp.analysis.channels import ChannelGroup
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.budget import Ladder, tiers
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.compiler.repair import WIDEST, collect_moments, too_wide
+from onnxcomp.compiler.refits import WIDEST, too_wide
+from onnxcomp.compiler.repair import collect_moments
 from onnxcomp.compiler.scores import Scored, producing_weights
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.importance import Reader, eliminate, norms

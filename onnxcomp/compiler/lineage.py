@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups, Member
 from onnxcomp.compiler.damage import kept_positions
+from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["Lineage"]
-
-Mask = NDArray[np.bool_]
 
 
 class Lineage:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,6 @@ from onnxcomp.runtime.capture import Frontier, Spool
 
 __all__ = ["Measured", "MeasuredShares"]
 
-Array = NDArray[Any]
 
 TRIAL_MACS = 2 * 10**12
 """Work that measuring curves may take, about a minute on two cores."""

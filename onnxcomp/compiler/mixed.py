@@ -18,7 +18,7 @@ from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.alone import place_trial
 from onnxcomp.compiler.bounds import Bounds, Judge, Reached
-from onnxcomp.compiler.curves import RUINED
+from onnxcomp.compiler.divergence import RUINED
 from onnxcomp.compiler.formats import WIDE, WIDE_OPSET, Formats
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.placement import CALL, PER_ELEMENT, PER_MAC

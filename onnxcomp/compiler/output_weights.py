@@ -9,11 +9,9 @@ Kronecker form of the curvature; Martens 2015, "Optimizing neural networks with 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.compiler.adjoint import PREFIX, backward
@@ -21,13 +19,12 @@ from onnxcomp.compiler.effects import LEAST, directed_feeds, unsaturated
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import with_outputs
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["output_weights"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 SAMPLES = 64
 """Samples that run back: what is sought is a small matrix, and every position of every sample adds to it."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from onnxcomp.errors import UsageError
+from onnxcomp.compiler.options import Option, format_option, option
 from onnxcomp.runtime.timings import Timings
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from onnxcomp.runtime.data import Samples
 
 __all__ = [
+    "STAGES",
     "Change",
     "Context",
     "Need",
@@ -154,39 +153,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option of a pass as the command line shows it: kebab-case `name`, python `annotation`, default, help."""
-
-    name: str
-    field: str
-    annotation: Any
-    default: Any
-    help: str
-
-    @property
-    def kind(self) -> str:
-        """The type in words, for help and error messages."""
-        return describe_type(self.annotation)
-
-
-def describe_type(annotation: Any) -> str:
-    """Return an option's type in words: `number`, `whole number`, `true or false`, `text`, or its choices."""
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    if origin in (Union, types.UnionType):
-        return " | ".join(describe_type(a) for a in typing.get_args(annotation) if a is not type(None))
-    if origin is tuple:
-        return "list of " + describe_type(typing.get_args(annotation)[0])
-    return {float: "number", int: "whole number", bool: "true | false", str: "text"}[annotation]
-
-
-def option(default: Any, help: str) -> Any:
-    """Declare a dataclass field as an option of a pass, with its default and its one-line help."""
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True)
 class Pass(ABC):
     """Base of every pass: a frozen dataclass whose fields are its options.
 
@@ -256,24 +222,5 @@ class Pass(ABC):
         return self.name + ("{" + " ".join(words) + "}" if words else "")
 
 
-def format_option(value: Any) -> str:
-    """Return the text of an option's value, such that parsing it gives the value back."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(format_option(v) for v in value)
-    text = repr(value) if isinstance(value, float) else str(value)
-    if isinstance(value, str) and (text.lower() in ("", "none") or re.search(r'[\s{}=,"]', text)):
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return text
-
-
-def in_range(
-    owner: str, name: str, value: float | None, low: float, high: float, *, open_high: bool = False
-) -> None:
-    """Raise UsageError unless `low <= value <= high` (`< high` with `open_high`); None passes."""
-    if value is None or (low <= value < high if open_high else low <= value <= high):
-        return
-    raise UsageError(
-        f"{owner}: {name}={value:g} is out of range; {low:g} <= {name} {'<' if open_high else '<='} {high:g}"
-    )
+STAGES = ("structure", "numbers", "quantization", "coding")
+"""The order in which kinds of passes make sense: each would undo or forbid the work of the later ones."""

@@ -22,10 +22,10 @@ from onnxcomp.ir.graph import Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import LINEAR, QUANTIZATION
 from onnxcomp.ir.shapes import infer_types
+from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["Placement", "WeightSite", "absorbed_by", "place"]
 
-Shapes = Mapping[str, tuple[int, ...]]
 Choice = Callable[[Node], str | None]
 """Says why the user or a measurement wants a node left in float; None where nobody does."""
 

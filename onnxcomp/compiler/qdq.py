@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.ir.graph import Constant, Graph, Node, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["Stored", "quantize_values", "store_constant"]
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

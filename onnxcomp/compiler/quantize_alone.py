@@ -15,7 +15,7 @@ from onnxcomp.compiler.formats import formats
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.places import melted
 from onnxcomp.compiler.quantizer import Plan, Settings, plan
-from onnxcomp.compiler.techniques import Candidate, Technique
+from onnxcomp.compiler.technique_contract import Candidate, Technique
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model

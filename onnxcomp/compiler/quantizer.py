@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
@@ -31,14 +30,13 @@ from onnxcomp.compiler.trying import tried_out
 from onnxcomp.compiler.weight_rounding import Rounding
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.ranges import observe_values
 
 __all__ = ["Plan", "Settings", "carry_out", "plan", "replan"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 EDGE_COST = 0.2
 """A first layer may stay float where storing the network's input makes more than this share of all error ..."""

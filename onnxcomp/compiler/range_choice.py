@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.formats import Formats
 from onnxcomp.compiler.placement import Placement
 from onnxcomp.numerics.affine import Affine, range_affine
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.observers import Effect, Histogram, Observer, choose_range, search_range
 
 __all__ = ["Chosen", "RangeObserver", "choose_ranges"]
 
-Array = NDArray[Any]
 RangeObserver: TypeAlias = Literal["output", "mse", "minmax", "percentile", "entropy", "moving-average"]
 """How a range is chosen: like an Observer, or by its effect on the outputs of the network."""
 

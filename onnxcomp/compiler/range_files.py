@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxcomp.compiler.nearest import hint
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.model import Model
 
 __all__ = ["Ranges", "check_ranges", "read_ranges"]

@@ -6,44 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.damage import damaged_sites, kept_positions, refit_once
+from onnxcomp.compiler.damage import damaged_sites, kept_positions
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.outputs import FEW, HELD_BACK, judge, outputs_on
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair import (
-    RIDGE,
-    ROUNDS,
-    Site,
-    Solution,
-    Solver,
-    Visit,
-    collect_moments,
-    refit,
-    walk,
-)
+from onnxcomp.compiler.refits import RIDGE, Site, Solver, matched, refit, refit_once
+from onnxcomp.compiler.repair import ROUNDS, collect_moments, walk
 from onnxcomp.compiler.scene import Plan, Scene
 from onnxcomp.compiler.teacher import teacher_of
-from onnxcomp.compiler.trials import together
 from onnxcomp.ir.model import Model
-from onnxcomp.ir.segment import model_bytes
-from onnxcomp.runtime.data import Samples
-from onnxcomp.runtime.session import Session
 
-__all__ = ["Recovery", "judge", "outputs_on", "recover"]
-
-Mask = NDArray[np.bool_]
-
-FEW = 64
-"""Fewer samples than this are said to be few: with 32 ResNet-20 at half the MACs lost ten points against 512."""
-
-HELD_BACK = 0.125
-"""Share of the calibration samples that decides whether another sweep or a matching of variances is kept."""
-
-STRETCH = 4.0
-"""Outputs are scaled by no more than this: what hardly varies any more is not brought back by scaling noise."""
+__all__ = ["Recovery", "recover"]
 
 
 @dataclass(frozen=True)
@@ -159,37 +133,6 @@ def _judged(
         )
         best = trial if kept else best
     return best
-
-
-def matched(visit: Visit) -> Solution | None:
-    """Return the weights there are, scaled so that every output has the mean and variance of the wanted one.
-
-    Least squares shrinks variances towards the mean; what a re-estimated BatchNormalization would do about that
-    (algorithm: per-channel affine on the output, `a = std_y / std_made`, `b = mean_y - a W mean_x`).
-    """
-    node, moments = visit.node, visit.moments
-    if not node.has_bias:
-        return None
-    W = node.matrix()
-    made = np.einsum("god,gde,goe->go", W, moments.covariance(), W, optimize=True)
-    wanted = moments.variance_y()
-    usable = (made > 0) & (wanted > 0)
-    ratio = np.where(usable, wanted / np.where(usable, made, 1.0), 1.0)
-    scale = np.clip(np.sqrt(ratio), 1 / STRETCH, STRETCH)
-    W = W * scale[:, :, None]
-    bias = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
-    return Solution(W, bias.reshape(-1))
-
-
-def outputs_on(model: Model, samples: Samples, context: Context) -> list[dict[str, NDArray[np.generic]]]:
-    """Return the outputs of `model` for all `samples`, batch by batch."""
-    session = Session(model_bytes(model), threads=context.threads, custom_op_libs=context.custom_op_libs)
-    return [session.run(feed) for feed in samples.batches(together(context))]
-
-
-def judge(model: Model, reference: Reference, samples: Samples, context: Context) -> float:
-    """Return how far the outputs of `model` are from `reference`, which holds those of the original on `samples`."""
-    return reference.distance(outputs_on(model, samples, context))
 
 
 def _tell(errors: list[tuple[Site, float]], log: PassLog) -> None:

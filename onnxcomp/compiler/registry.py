@@ -17,10 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from onnxcomp.compiler.nearest import hint
-from onnxcomp.compiler.passbase import Pass
-from onnxcomp.compiler.spec import STAGES, supported
-from onnxcomp.errors import UsageError
+from onnxcomp.compiler.options import supported
+from onnxcomp.compiler.passbase import STAGES, Pass
+from onnxcomp.errors import UsageError, hint
 
 __all__ = ["GROUP", "Entry", "Registry"]
 

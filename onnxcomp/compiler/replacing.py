@@ -6,21 +6,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from numpy.typing import NDArray
-
 from onnxcomp.analysis.cost import Cost, model_cost
 from onnxcomp.compiler.alternatives import Alternative, Curve, Place, curves_of, find_places, with_metrics
-from onnxcomp.compiler.budget import fits_exactly
 from onnxcomp.compiler.chain_repair import Repair, carry_out, install
 from onnxcomp.compiler.chains import Layout, possible
-from onnxcomp.compiler.choosing_forms import Goal, PlaceTrial, Plan, by_budget, by_rule, damages, trial_of
+from onnxcomp.compiler.choosing_forms import PlaceTrial, Plan, by_budget, by_rule, damages, trial_of
 from onnxcomp.compiler.damage import biases_to_come
 from onnxcomp.compiler.form_times import BLOCK, FormTimes
+from onnxcomp.compiler.goals import Goal, fits_exactly, pipeline_cost, shapes_of
 from onnxcomp.compiler.latency import measured_ratio
 from onnxcomp.compiler.meet import meet_latency
+from onnxcomp.compiler.options import in_range
 from onnxcomp.compiler.output_weights import output_weights
-from onnxcomp.compiler.passbase import Context, PassLog, PassResult, in_range
-from onnxcomp.compiler.scene import pipeline_cost, shapes_of
+from onnxcomp.compiler.passbase import Context, PassLog, PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
@@ -28,7 +26,6 @@ from onnxcomp.numerics.forms import Form
 
 __all__ = ["Accept", "Replacing", "check_replacing", "replace_nodes"]
 
-Array = NDArray[Any]
 Accept: TypeAlias = Literal["macs", "latency", "size"]
 """What a replacement must save to be taken."""
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import residual_blocks
 from onnxcomp.analysis.cost import model_cost
@@ -18,15 +17,14 @@ from onnxcomp.compiler.leaning import find_lean
 from onnxcomp.compiler.lineage import Lineage
 from onnxcomp.compiler.measured import MeasuredShares
 from onnxcomp.compiler.meet import meet_latency
+from onnxcomp.compiler.outputs import judge
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.recovery import judge
 from onnxcomp.compiler.scene import Plan, Price, Scene, open_scene
 from onnxcomp.compiler.uniform import UniformShares, at_ratio
 from onnxcomp.ir.model import Model
 
 __all__ = ["Budget", "Chooser", "choose"]
 
-Mask = NDArray[np.bool_]
 
 QUICK_MACS = 32 * 10**9
 """Work of one pass of the quick repair's samples through the network; a few seconds."""

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import Block, drop_block
 from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_groups
-from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.cutcost import CutCost, Keep
 from onnxcomp.compiler.budget import Ladder, Limits
 from onnxcomp.compiler.damage import biases_to_come
+from onnxcomp.compiler.goals import Counted, shapes_of
 from onnxcomp.compiler.ladders import blank_ladders, obs_waves, ranked_ladders, statistics_waves
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.scores import SCORED, score_groups
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Mask, Shapes
 from onnxcomp.numerics.moments import Moments
-from onnxcomp.runtime.observe import observe_shapes
 
-__all__ = [
-    "Counted",
-    "Drop",
-    "Plan",
-    "Price",
-    "Scene",
-    "count_price",
-    "open_scene",
-    "pipeline_cost",
-    "shapes_of",
-]
+__all__ = ["Drop", "Plan", "Price", "Scene", "count_price", "open_scene"]
 
-Shapes = Mapping[str, tuple[int, ...]]
-Mask = NDArray[np.bool_]
 Depths = Mapping[str, Sequence[int]]
-Counted = Literal["macs", "params"]
-"""What can be counted exactly without running anything."""
 Price = Callable[[Keep], float]
 """What a model costs with only the given units kept."""
 
@@ -173,19 +159,6 @@ def open_scene(
     for where, reason in skips if not quiet else ():
         log.skip(where, reason)
     return Scene(model, groups, tuple(found), shapes, limits, criterion, context, log)
-
-
-def shapes_of(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all values of `model` for one sample."""
-    types = {v.name: np.dtype(v.dtype) for v in model.graph.inputs}
-    feeds = {name: np.zeros(shape, types[name]) for name, shape in context.input_shapes.items()}
-    return dict(observe_shapes(model, feeds, threads=context.threads, custom_op_libs=context.custom_op_libs))
-
-
-def pipeline_cost(context: Context, what: Counted) -> int:
-    """Return what the pipeline's input costs: budgets are shares of that."""
-    cost = model_cost(context.original, shapes_of(context.original, context))
-    return (cost.macs or 0) if what == "macs" else cost.parameters
 
 
 def count_price(scene: Scene, what: Counted, *, refitted: bool) -> Price:

@@ -14,6 +14,7 @@ from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, Member
 from onnxcomp.analysis.places import Place, Places, earlier_gamma
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array64, Mask, Shapes
 from onnxcomp.numerics.criteria import (
     MeanRank,
     MeanSquare,
@@ -32,10 +33,7 @@ from onnxcomp.runtime.data import Samples
 
 __all__ = ["MEASURED", "SCORED", "Scored", "producing_weights", "score_groups"]
 
-Array64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Units = NDArray[np.int64]
-Shapes = Mapping[str, tuple[int, ...]]
 
 MEASURED = ("apoz", "activation", "hrank", "entropy")
 """Criteria of this module that look at activations of calibration samples."""

@@ -23,7 +23,7 @@ from onnxcomp.compiler.prepare import Prepared, prepare
 from onnxcomp.compiler.report import DataFacts, FileFacts, to_json, versions
 from onnxcomp.compiler.request import Request
 from onnxcomp.compiler.result_cache import ResultCache, cache_folder, key_of
-from onnxcomp.compiler.techniques import Candidate, Technique
+from onnxcomp.compiler.technique_contract import Candidate, Technique
 from onnxcomp.compiler.trials import Judging, Verdict, run_trials
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.files import check_finite

@@ -20,14 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union
 
-from onnxcomp.compiler.nearest import hint, nearest
-from onnxcomp.compiler.passbase import Option, Pass
-from onnxcomp.errors import UsageError
+from onnxcomp.compiler.options import Option, is_list
+from onnxcomp.compiler.passbase import STAGES, Pass
+from onnxcomp.compiler.registry import Registry
+from onnxcomp.errors import UsageError, hint, nearest
 
-__all__ = ["STAGES", "Pipeline", "Resolver", "parse", "supported"]
-
-STAGES = ("structure", "numbers", "quantization", "coding")
-"""The order in which kinds of passes make sense: each would undo or forbid the work of the later ones."""
+__all__ = ["Pipeline", "Resolver", "parse"]
 
 
 class Resolver(Protocol):
@@ -78,8 +76,6 @@ def parse(text: str, resolver: Resolver | None = None) -> Pipeline:
         UsageError: for every mistake in `text`, with the line and a caret under the place.
     """
     if resolver is None:
-        from onnxcomp.compiler.registry import Registry
-
         resolver = Registry.installed()
     return _Parser(text, resolver).pipeline()
 
@@ -242,7 +238,7 @@ class _Parser:
                 raise self.fault(comma, "options are separated by spaces, not commas")
             if self.now.kind not in ("word", "quoted"):
                 raise self.fault(comma, f"{owner.text}: a value is missing after the comma")
-        if not words and not _is_list(option.annotation):
+        if not words and not is_list(option.annotation):
             raise self.fault(
                 key, f"{owner.text}: option '{key.text}' needs a value: {key.text}={option.kind}"
             )
@@ -270,24 +266,6 @@ class _Parser:
 # --- types -----------------------------------------------------------------------------------------------------------
 class _Mismatch(Exception):  # noqa: N818 - never leaves this module
     """The words do not fit the annotation; the text is a hint to append."""
-
-
-def supported(annotation: Any) -> bool:
-    """Return whether options may be annotated so: float, int, bool, str, Literal, unions with None, tuples of these."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return all(isinstance(a, str | int) for a in args)
-    if origin in (Union, types.UnionType):
-        return any(a is not type(None) for a in args) and all(a is type(None) or supported(a) for a in args)
-    if origin is tuple:
-        return bool(args) and all(a is ... or (supported(a) and not _is_list(a)) for a in args)
-    return annotation in (float, int, bool, str)
-
-
-def _is_list(annotation: Any) -> bool:
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return any(_is_list(a) for a in typing.get_args(annotation))
-    return typing.get_origin(annotation) is tuple
 
 
 def _convert(annotation: Any, words: Sequence[_Token]) -> Any:

@@ -6,7 +6,7 @@ What the network computes stays the same, up to the rounding of floats. Depthwis
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,10 @@ from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.ir.graph import Array, Node, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import ACTIVATIONS, POOLING, UNARY
+from onnxcomp.numerics.arrays import Shapes
 from onnxcomp.numerics.splitting import split_outliers
 
 __all__ = ["split_channels"]
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.ir.graph import Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["PREFIX", "Grads", "Tape"]
 
-Array = NDArray[Any]
 Grads: TypeAlias = list[tuple[int, Variable]]
 """Derivatives at some inputs of a node, by index."""
 

@@ -12,9 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, TypeAlias
 
-from onnxcomp.compiler.nearest import hint
 from onnxcomp.compiler.target import IMPLIED, INTEGERS, Fact, Format, Note, OperatorSet, Target
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import UsageError, hint
 
 if sys.version_info >= (3, 11):
     import tomllib

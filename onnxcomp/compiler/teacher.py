@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from onnxcomp.compiler.goals import shapes_of
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.compiler.scene import shapes_of
 from onnxcomp.ir.model import Model
 
 __all__ = ["teacher_of"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,57 +11,17 @@ from onnxcomp.analysis.cutcost import CutCost
 from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.curves import CutAlone, nearest_counts
 from onnxcomp.compiler.ladders import unmeasured
-from onnxcomp.compiler.nearest import hint
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.scene import open_scene
 from onnxcomp.compiler.scores import SCORED
-from onnxcomp.compiler.trials import Trial
-from onnxcomp.errors import UsageError
+from onnxcomp.compiler.technique_contract import Candidate, Technique
+from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.model import Model
 
-__all__ = ["CRITERIA", "Candidate", "PruneChannels", "Technique"]
+__all__ = ["CRITERIA", "PruneChannels"]
 
 CRITERIA = ("obs", "l1", "l2", *SCORED, "random")
 """What can decide which channels of a group go first; those of prune-filters."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model with one place compressed.
-
-    Attributes:
-        site: the place: a channel group, or a node.
-        tier: which part of a channel group, from 1; None where the group has only one. Where a residual stream grows, the
-            channels that later stages add are a tier of their own.
-        removed, units: how many channels go, and of how many.
-        macs, parameters: what that saves, exactly.
-        trial: makes the model.
-    """
-
-    site: str
-    tier: int | None
-    removed: int
-    units: int
-    macs: int
-    parameters: int
-    trial: Trial
-
-
-@dataclass(frozen=True)
-class Technique(ABC):
-    """A way to compress single places of a model: a frozen dataclass whose fields are its options.
-
-    `name` is what reports call it. Its `repr` is part of the digest under which results are kept.
-    """
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def candidates(self, model: Model, context: Context, log: PassLog) -> Iterator[Sequence[Candidate]]:
-        """Yield candidates in portions that fit into memory together; what cannot be compressed is a skip in `log`.
-
-        `model` is not edited. Excluded nodes (`context.is_excluded`) are left alone.
-        """
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.qdq import quantize_values
 from onnxcomp.compiler.range_choice import Chosen
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["MARGIN_DB", "TRIED", "tried_out"]
 
-Array = NDArray[Any]
 
 TRIED = 4
 """Samples on which ranges are tried: enough to see that something is badly wrong."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxcomp.analysis.channels import ChannelGroup
 from onnxcomp.compiler.budget import Ladder, at_share, keep_of, tiers, uniform_keep
 from onnxcomp.compiler.scene import Plan, Price, Scene
+from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["UniformShares", "at_ratio"]
-
-Mask = NDArray[np.bool_]
 
 
 def at_ratio(scene: Scene, ratio: float) -> Plan:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.analysis.linear import LinearNode
 from onnxcomp.compiler.qdq import Stored
-from onnxcomp.compiler.repair import Solution, Visit
+from onnxcomp.compiler.refits import Solution, Visit
 from onnxcomp.numerics.affine import Affine, Grid, channel_affine
+from onnxcomp.numerics.arrays import Array, Array64
 from onnxcomp.numerics.rounding import fit_limits, propagate
 
 __all__ = ["Rounder", "Rounding", "plain_weight"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 """How weights are rounded: each to the nearest, or with errors propagated to those rounded later."""
 

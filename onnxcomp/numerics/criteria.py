@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxcomp.numerics.arrays import Array, Array64, Mask
 
 __all__ = [
     "BINS",
@@ -29,9 +30,6 @@ __all__ = [
     "unit_filters",
 ]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Units = NDArray[np.int64]
 
 BINS = 100

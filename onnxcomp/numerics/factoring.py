@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-from numpy.typing import NDArray
 
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.forms import Channel, Factors, Form
 
 __all__ = ["Fit", "Metric", "balanced", "fit"]
 
-Array = NDArray[Any]
 
 EXACT = 1e-11
 """Relative error from which on nothing is left to gain in float32."""

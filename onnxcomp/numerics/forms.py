@@ -25,14 +25,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["FORMS", "Factors", "Form", "whitened_svd"]
 
-Array = NDArray[Any]
 Factors = tuple[Array, ...]
 """The factors of one block, in the order of the table."""
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxcomp.numerics.arrays import Array, Array64
+
 __all__ = ["Reader", "eliminate", "norms"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 Units = NDArray[np.int64]
 
 DAMPING = 1e-3

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.numerics.arrays import Array64
+
 __all__ = ["Options", "choose"]
 
-Array64 = NDArray[np.float64]
 
 BUCKETS = 4096
 """Steps into which dynamic programming divides the range of costs; rounding costs up keeps every answer within the budget."""

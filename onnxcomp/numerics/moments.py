@@ -8,16 +8,14 @@ taken at the same time and are merged in order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
+
+from onnxcomp.numerics.arrays import Array, Array64
 
 __all__ = ["Moments", "Part", "Target", "ridge"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 LARGE_MEAN = 8.0
 """Deviations from which on a mean counts as large: float32 products then lose the deviation's last two digits."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "at_positions", "patches", "resolve_pads", "spread_patches"]
+from onnxcomp.numerics.arrays import Array
 
-Array = NDArray[Any]
+__all__ = ["Window", "at_positions", "patches", "resolve_pads", "spread_patches"]
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,13 @@ multiply are correlated (Frantar 2022, "GPTQ", after the optimal brain surgeon).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.numerics.affine import Affine
+from onnxcomp.numerics.arrays import Array, Array64
 
 __all__ = ["fit_limits", "propagate"]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 DAMPING = 1e-2
 """Added to the diagonal of the covariance, as a share of its mean, so that it can be inverted."""

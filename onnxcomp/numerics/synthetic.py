@@ -8,10 +8,10 @@ variances that its normalization remembers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from onnxcomp.numerics.arrays import Array, Array64
 
 __all__ = [
     "Colours",
@@ -26,8 +26,6 @@ __all__ = [
     "smooth",
 ]
 
-Array = NDArray[Any]
-Array64 = NDArray[np.float64]
 
 LARGEST = 0.7
 """Radius of the largest shapes, as a share of the image."""

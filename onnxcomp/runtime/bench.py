@@ -12,21 +12,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.runtime.inputs import noise
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["Benchmark", "Latency", "Runner", "batch_feeds", "batch_shapes", "bench_models", "measure_latency"]
 
-Array = NDArray[Any]
 Feeds = Mapping[str, Array]
-Shapes = Mapping[str, tuple[int, ...]]
 Clock = Callable[[], float]
 
 

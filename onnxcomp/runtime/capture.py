@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frontier", "Spool", "batch_size", "stream_values"]
 
-Array = NDArray[Any]
 Feed = dict[str, Array]
 
 BATCH_BYTES = 48 * 2**20

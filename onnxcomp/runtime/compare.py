@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = ["Comparison", "OutputDifference", "compare_models", "decision_output"]
 
-Array = NDArray[Any]
 
 SQNR_FLOOR = -300.0
 """Decibels reported where an output that was all zero no longer is."""

@@ -12,12 +12,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError, UsageError
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.fitting import Chunk, Fitter, InputSpec
 from onnxcomp.runtime.locate import open_path
 from onnxcomp.runtime.made_feeds import FeedSource, FeedSpool
@@ -26,7 +27,6 @@ from onnxcomp.runtime.sources import ArraysTable, Source, TableSource
 
 __all__ = ["InputSpec", "Preprocess", "SampleSource", "Samples", "open_samples"]
 
-Array = NDArray[Any]
 Feeds: TypeAlias = dict[str, Array]
 SampleSource: TypeAlias = (
     str

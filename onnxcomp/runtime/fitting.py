@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.preprocess import Preprocess, did_you_mean
 
 __all__ = ["Chunk", "Fitter", "InputSpec", "check_labels", "plain_array"]
 
-Array = NDArray[Any]
 _UINT8_ADVICE = (
     "give a [preprocess] table with scale, mean, std and layout in the config, --preprocess FILE, "
     "or an array 'preprocess' in the npz"

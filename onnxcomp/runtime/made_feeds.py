@@ -5,18 +5,18 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.fitting import Chunk, Fitter, check_labels, plain_array
 from onnxcomp.runtime.npz import Header
 
 __all__ = ["FeedSource", "FeedSpool"]
 
-Array = NDArray[Any]
 _ALL_ROWS = 1 << 40
 
 

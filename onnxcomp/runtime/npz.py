@@ -22,13 +22,12 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["Header", "NpzTable"]
 
-Array = NDArray[Any]
 
 _DAMAGE = (
     zipfile.BadZipFile,

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["Channels", "Layout", "Preprocess", "did_you_mean"]
 
-Array = NDArray[Any]
 Layout: TypeAlias = Literal["NCHW", "NHWC", "NHWC->NCHW"]
 """The order of axes in a data file, and what it is turned into."""
 Channels: TypeAlias = Literal["RGB", "BGR", "L"]

@@ -10,14 +10,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import with_outputs
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.observers import Histogram
 from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Observed", "observe_values", "thinned"]
 
-Array = NDArray[Any]
 
 THINNED = 8192
 """Elements of one sample of one value that are counted: a few hundred samples make a million."""

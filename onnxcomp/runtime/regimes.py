@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxcomp.ir.graph import Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.numerics.arrays import Array, Shapes
 
 __all__ = ["FREE_SIZE", "LARGE", "REGIMES", "concrete_shape", "made_feeds"]
 
-Array = NDArray[Any]
-Shapes = Mapping[str, tuple[int, ...]]
 
 REGIMES = ("normal", "zeros", "large", "one-hot")
 """Kinds of input: standard normal; all zero; normal times `LARGE`; zero but for one element per sample."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
+from onnxcomp.numerics.arrays import Array
 
 __all__ = ["Session", "SessionError", "missing_library"]
-
-Array = NDArray[Any]
 
 
 class SessionError(ModelError):

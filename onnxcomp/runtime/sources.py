@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError, UsageError
+from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.fitting import Chunk, Fitter, InputSpec, check_labels, plain_array
 from onnxcomp.runtime.npz import Header
 from onnxcomp.runtime.preprocess import Preprocess
 
 __all__ = ["ArraysTable", "RandomSource", "Source", "Table", "TableSource"]
 
-Array = NDArray[Any]
 _LONGEST_TABLE = 1 << 20
 
 

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import channel_groups
-from onnxcomp.compiler.budget import (
-    Ladder,
-    Limits,
-    at_share,
-    fits_exactly,
-    keep_of,
-    tiers,
-    uniform_keep,
-)
+from onnxcomp.compiler.budget import Ladder, Limits, at_share, keep_of, tiers, uniform_keep
+from onnxcomp.compiler.goals import fits_exactly
 from onnxcomp.ir.parse import parse_model
 from tests.support.text import net
 

@@ -10,7 +10,8 @@ import pytest
 
 from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.compiler.alternatives import Alternative, Curve, Place, curves_of, find_places, with_metrics
-from onnxcomp.compiler.choosing_forms import LEAST, Goal, by_budget, by_rule, damages, trial_of
+from onnxcomp.compiler.choosing_forms import LEAST, by_budget, by_rule, damages, trial_of
+from onnxcomp.compiler.goals import Goal
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

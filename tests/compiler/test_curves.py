@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import repair
 from onnxcomp.compiler.budget import Ladder, Limits
-from onnxcomp.compiler.curves import Curve, measure_curves, measured_counts, mending_strength
-from onnxcomp.compiler.damage import kept_positions, refit_once
+from onnxcomp.compiler.curves import Curve, measure_curves, measured_counts
+from onnxcomp.compiler.damage import kept_positions
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair import Site
+from onnxcomp.compiler.refits import Site, readers_ridge, refit_once
 from onnxcomp.compiler.scene import Scene, open_scene
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
@@ -86,7 +86,7 @@ def really_cut(found: Measured, ladder: Ladder, level: int) -> Model:
                 (linear.node.inputs[linear.weight].name, linear.out_axis),
                 np.arange(linear.weight_array().shape[linear.out_axis]),
             )
-            sites.append((Site(node.name, rows), mending_strength(linear, stats)))
+            sites.append((Site(node.name, rows), readers_ridge(linear, stats)))
     for site, strength in sites:
         refit_once(model, left, [site], kept_positions(groups, {group.name: keep}), found.moments, strength)
     return left

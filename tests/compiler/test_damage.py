@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import channel_groups, default_shapes
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.damage import damaged_sites, kept_positions, refit_once
-from onnxcomp.compiler.repair import Site, collect_moments
+from onnxcomp.compiler.damage import damaged_sites, kept_positions
+from onnxcomp.compiler.refits import Site, refit_once
+from onnxcomp.compiler.repair import collect_moments
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

@@ -11,7 +11,8 @@ from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import gathering, repair
 from onnxcomp.compiler.gathering import Columns, collect_moments, forgiven
-from onnxcomp.compiler.repair import refit, walk
+from onnxcomp.compiler.refits import refit
+from onnxcomp.compiler.repair import walk
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime import capture
 from onnxcomp.testing import fingerprint

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.joint import Batch, Pair, Weights, refine
-from onnxcomp.compiler.repair import find_pairs
+from onnxcomp.compiler.visiting import find_pairs
 from onnxcomp.ir import Constant, Graph, Model, Node, Value, Variable
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.parse import parse_model

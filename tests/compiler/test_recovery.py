@@ -11,9 +11,11 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import recovery as rooms
 from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.outputs import FEW, judge, outputs_on
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.recovery import FEW, Recovery, judge, matched, outputs_on, recover
-from onnxcomp.compiler.repair import Site, Visit, walk
+from onnxcomp.compiler.recovery import Recovery, recover
+from onnxcomp.compiler.refits import Site, Visit, matched
+from onnxcomp.compiler.repair import walk
 from onnxcomp.compiler.scene import Plan, Scene, open_scene
 from onnxcomp.compiler.uniform import at_ratio
 from onnxcomp.ir.model import Model

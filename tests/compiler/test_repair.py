@@ -9,7 +9,8 @@ import pytest
 
 from onnxcomp.analysis.channels import channel_groups, default_shapes
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.repair import Site, Solution, Visit, refit, walk
+from onnxcomp.compiler.refits import Site, Solution, Visit, refit
+from onnxcomp.compiler.repair import walk
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.testing import assert_equal_outputs, assert_valid, fingerprint

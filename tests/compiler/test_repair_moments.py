@@ -13,7 +13,8 @@ from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler import repair
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.compiler.repair import Visit, collect_moments, refit, sample_positions, walk
+from onnxcomp.compiler.refits import Visit, refit
+from onnxcomp.compiler.repair import collect_moments, sample_positions, walk
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime import capture

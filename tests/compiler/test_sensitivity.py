@@ -19,7 +19,7 @@ from onnxcomp.compiler.budget import Limits
 from onnxcomp.compiler.curves import CutAlone, nearest_counts
 from onnxcomp.compiler.divergence import Reference
 from onnxcomp.compiler.passbase import PassLog
-from onnxcomp.compiler.repair import RIDGE
+from onnxcomp.compiler.refits import RIDGE
 from onnxcomp.compiler.scene import open_scene
 from onnxcomp.compiler.sensitivity import Effect, Sensitivity
 from onnxcomp.compiler.techniques import CRITERIA, PruneChannels

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult, in_range, option
-from onnxcomp.compiler.spec import Pipeline, supported
+from onnxcomp.compiler.options import in_range, option, supported
+from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
+from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError
 from onnxcomp.ir import Model
 

@@ -16,8 +16,8 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.cli import cli
 from onnxcomp.compiler import rounds
 from onnxcomp.compiler.divergence import Reference
+from onnxcomp.compiler.goals import shapes_of
 from onnxcomp.compiler.passbase import PassResult
-from onnxcomp.compiler.scene import shapes_of
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model

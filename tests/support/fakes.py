@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult, option
+from onnxcomp.compiler.options import option
+from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
 from onnxcomp.errors import DataError, PreconditionError, VerificationError
 from onnxcomp.ir import Model, Variable
 from onnxcomp.ir.files import save

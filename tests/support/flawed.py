@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from onnxcomp.compiler.passbase import Context, Pass, PassResult, option
+from onnxcomp.compiler.options import option
+from onnxcomp.compiler.passbase import Context, Pass, PassResult
 from onnxcomp.ir import Model
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult, option
+from onnxcomp.compiler.options import option
+from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp.analysis.noops import permutation
 from onnxcomp.ir.graph import Array, Node, Value
-from onnxcomp.ir.noops import permutation
 from onnxcomp.ir.ops import RESHAPING
 from onnxcomp.ir.proto import numpy_dtype
 from onnxcomp.ir.shapes import ValueType

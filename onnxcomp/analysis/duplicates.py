@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
-from onnx import AttributeProto
 
 from onnxcomp.ir.graph import Constant, Graph, Node, is_default_domain
 from onnxcomp.ir.liveness import has_subgraphs
@@ -53,8 +52,9 @@ def _computation(node: Node) -> Hashable:
 
 def _frozen(value: Any) -> tuple[str, Hashable]:
     """Return an attribute's value as something that hashes and compares by content."""
-    if isinstance(value, AttributeProto):
-        return "proto", value.SerializeToString(deterministic=True)
+    serialize = getattr(value, "SerializeToString", None)
+    if serialize is not None:
+        return "proto", serialize(deterministic=True)
     if isinstance(value, np.ndarray):
         return "tensor", (str(value.dtype), value.shape, value.tobytes())
     return type(value).__name__, repr(value)
