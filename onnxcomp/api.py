@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from onnxcomp.compiler.benchmark import BenchPlan, BenchReport, bench_files
-from onnxcomp.compiler.driver import run
+from onnxcomp.compiler.channel_pruning.technique import PruneChannels
+from onnxcomp.compiler.commands.bench import BenchPlan, BenchReport, bench_files
+from onnxcomp.compiler.commands.optimize import run
+from onnxcomp.compiler.commands.sensitivity import Sensitivity, measure_sensitivity
+from onnxcomp.compiler.evaluation.technique import Technique
+from onnxcomp.compiler.mixed_precision.technique import QuantizeNodes
 from onnxcomp.compiler.passbase import Pass
-from onnxcomp.compiler.pipeline import Listener
-from onnxcomp.compiler.prepare import prepare
-from onnxcomp.compiler.quantize_alone import QuantizeNodes
-from onnxcomp.compiler.report import Report
-from onnxcomp.compiler.request import Metric, Request
-from onnxcomp.compiler.sensitivity import Sensitivity, measure_sensitivity
+from onnxcomp.compiler.run.pipeline import Listener
+from onnxcomp.compiler.run.prepare import prepare
+from onnxcomp.compiler.run.report import Report
+from onnxcomp.compiler.run.request import Metric, Request
 from onnxcomp.compiler.spec import Pipeline
-from onnxcomp.compiler.target_files import DEFAULT_TARGET
-from onnxcomp.compiler.technique_contract import Technique
-from onnxcomp.compiler.techniques import PruneChannels
+from onnxcomp.compiler.target.files import DEFAULT_TARGET
 from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from onnxcomp.ir.proto import ModelProto
-    from onnxcomp.runtime.data import SampleSource
-    from onnxcomp.runtime.preprocess import Preprocess
+    from onnxcomp.runtime.data.preprocess import Preprocess
+    from onnxcomp.runtime.data.samples import SampleSource
 
 __all__ = ["ModelOptions", "Optimized", "Options", "bench", "optimize", "sensitivity"]
 

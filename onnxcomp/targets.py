@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxcomp.compiler.target import Target
-from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target, target_names
+from onnxcomp.compiler.target.facts import Target
+from onnxcomp.compiler.target.files import DEFAULT_TARGET, load_target, target_names
 
 __all__ = ["DEFAULT_TARGET", "TARGETS", "Target", "target"]
 

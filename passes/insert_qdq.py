@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onnxcomp.compiler.bounds import Bounds, check_bounds
-from onnxcomp.compiler.channel_forms import channel_forms
-from onnxcomp.compiler.excludes import matching_nodes
-from onnxcomp.compiler.formats import Formats, formats
-from onnxcomp.compiler.fusing import tell_fusion
-from onnxcomp.compiler.harm import tell_harm
-from onnxcomp.compiler.mixed import quantize_mixed
+from onnxcomp.compiler.equalization.per_tensor import channel_forms
+from onnxcomp.compiler.evaluation.bounds import Bounds, check_bounds
+from onnxcomp.compiler.mixed_precision.precision_search import quantize_mixed
+from onnxcomp.compiler.mixed_precision.sensitivity_report import tell_harm
+from onnxcomp.compiler.node_patterns import matching_nodes
 from onnxcomp.compiler.options import in_range, option
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
-from onnxcomp.compiler.quantizer import Settings, carry_out, plan
+from onnxcomp.compiler.quantization.formats import Formats, formats
+from onnxcomp.compiler.quantization.fusion_report import tell_fusion
+from onnxcomp.compiler.quantization.quantizer import Settings, carry_out, plan
 from onnxcomp.ir.convert import convert_opset
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.graph import Node

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from onnxcomp.compiler.budget import Limits
-from onnxcomp.compiler.goals import fits_exactly, pipeline_cost
-from onnxcomp.compiler.ladders import unmeasured
-from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
+from onnxcomp.compiler.channel_pruning.criteria import MEASURED
+from onnxcomp.compiler.channel_pruning.ladder import Limits
+from onnxcomp.compiler.channel_pruning.problem import Plan, Price, Scene, count_price
+from onnxcomp.compiler.channel_pruning.ranking import unmeasured
+from onnxcomp.compiler.channel_pruning.recovery import Recovery, recover
+from onnxcomp.compiler.channel_pruning.schedule import Budget, Chooser, choose
+from onnxcomp.compiler.cost.budget import fits_exactly, pipeline_cost
+from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.options import in_range, option
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
-from onnxcomp.compiler.recovery import Recovery, recover
-from onnxcomp.compiler.rounds import Budget, Chooser, choose
-from onnxcomp.compiler.scene import Plan, Price, Scene, count_price
-from onnxcomp.compiler.scores import MEASURED
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onnxcomp.compiler.goals import goal_of
+from onnxcomp.compiler.cost.budget import goal_of
+from onnxcomp.compiler.factorization.factorize import Replacing, check_replacing, replace_nodes
 from onnxcomp.compiler.options import in_range, option
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassResult
-from onnxcomp.compiler.replacing import Replacing, check_replacing, replace_nodes
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import LINEAR

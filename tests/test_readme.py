@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxcomp.config import read_config
+from onnxcomp.cli.config import read_config
 from tests.support.sources import ROOT
 from tools.update_docs import renew_commands, run_command
 

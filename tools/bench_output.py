@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from onnxcomp.compiler.report import to_json
+from onnxcomp.compiler.run.report import to_json
 
 __all__ = ["machine_facts", "write_document"]
 

@@ -23,8 +23,8 @@ from rich.table import Table
 import onnxcomp
 from onnxcomp.analysis.channels import ChannelGroup, ChannelGroups, channel_groups
 from onnxcomp.analysis.cutaxes import Keep, Mask
-from onnxcomp.compiler.budget import tiers
-from onnxcomp.compiler.latency import LatencyPrice, measured_ratio
+from onnxcomp.compiler.channel_pruning.ladder import tiers
+from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.observe import observe_shapes

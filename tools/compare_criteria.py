@@ -25,7 +25,7 @@ from typing import cast
 import onnxcomp
 from onnxcomp.api import Optimized
 from onnxcomp.errors import BudgetError
-from onnxcomp.runtime.preprocess import Preprocess
+from onnxcomp.runtime.data.preprocess import Preprocess
 from tools.bench_output import write_document
 from tools.criteria_picture import Curve, Panel, draw
 

@@ -23,7 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from onnxcomp.ir.files import load
-from onnxcomp.runtime.data import Preprocess, Samples, open_samples
+from onnxcomp.runtime.data.samples import Preprocess, Samples, open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.session import Session
 

@@ -346,7 +346,7 @@ def calibration_cost(case: Case, setting: Setting, row: Row, batch: int = 32) ->
 
 def measure_memory(case: Case, setting: Setting, counts: Sequence[int] = MEMORY_SAMPLES) -> Memory:
     """Return the peaks of our command with each of `counts` samples; where there are fewer, they are repeated."""
-    idle = "import numpy, scipy, onnx, onnxruntime, onnxcomp.cli, onnxcomp.api"
+    idle = "import numpy, scipy, onnx, onnxruntime, onnxcomp.cli.main, onnxcomp.api"
     interpreter = run_measured((sys.executable, "-c", idle), ROOT).peak_bytes
     peaks: dict[int, int] = {}
     failure = None

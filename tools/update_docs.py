@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onnxcomp.compiler.catalogue import PassFacts, describe
+from onnxcomp.compiler.commands.catalogue import PassFacts, describe
 from onnxcomp.passes import BUILTIN
 from onnxcomp.targets import TARGETS
 

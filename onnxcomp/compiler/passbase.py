@@ -13,9 +13,9 @@ from onnxcomp.compiler.options import Option, format_option, option
 from onnxcomp.runtime.timings import Timings
 
 if TYPE_CHECKING:
-    from onnxcomp.compiler.target import Target
+    from onnxcomp.compiler.target.facts import Target
     from onnxcomp.ir.model import Model
-    from onnxcomp.runtime.data import Samples
+    from onnxcomp.runtime.data.samples import Samples
 
 __all__ = [
     "STAGES",
@@ -104,7 +104,7 @@ class PassLog:
 
 def _default_target() -> Target:
     # Passes are listed without a target, and without what reading one needs.
-    from onnxcomp.compiler.target_files import DEFAULT_TARGET, load_target
+    from onnxcomp.compiler.target.files import DEFAULT_TARGET, load_target
 
     return load_target(DEFAULT_TARGET)
 
@@ -182,7 +182,7 @@ class Pass(ABC):
     stage: ClassVar[Literal["cleanup", "structure", "numbers", "quantization", "coding"]] = "structure"
     """Order of kinds: structure before numbers before quantization before coding; cleanup anywhere before coding."""
     data_free: ClassVar[bool] = False
-    """Whether samples made from the model itself (`datafree.py`) may stand in for the user's under `--calibration none`."""
+    """Whether samples made from the model itself (`run/synthetic_samples.py`) may stand in for the user's under `--calibration none`."""
 
     def needs(self) -> frozenset[Need]:
         """Return what the driver must supply for these options."""

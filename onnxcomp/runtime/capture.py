@@ -17,7 +17,7 @@ from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session
 
 if TYPE_CHECKING:
-    from onnxcomp.runtime.data import Samples
+    from onnxcomp.runtime.data.samples import Samples
 
 __all__ = ["Frontier", "Spool", "batch_size", "stream_values"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcomp.ir.graph import Array, Variable
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.fitting import InputSpec
+from onnxcomp.runtime.data.fitting import InputSpec
 from onnxcomp.runtime.session import Session, SessionError
 
 __all__ = [

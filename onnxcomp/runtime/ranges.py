@@ -23,7 +23,7 @@ from onnxcomp.runtime.overlap import in_order, share, workers
 from onnxcomp.runtime.session import Session
 
 if TYPE_CHECKING:
-    from onnxcomp.runtime.data import Samples
+    from onnxcomp.runtime.data.samples import Samples
 
 __all__ = ["Observed", "observe_values", "thinned"]
 

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnxcomp
-from onnxcomp.cli import cli
-from onnxcomp.compiler import benchmark
-from onnxcomp.compiler.benchmark import BenchReport
+from onnxcomp.cli.main import cli
+from onnxcomp.compiler.commands import bench as benchmark
+from onnxcomp.compiler.commands.bench import BenchReport
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.files import save
 from onnxcomp.ir.parse import parse_model
@@ -32,7 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with models of the same inputs and of others, without child processes."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     monkeypatch.setattr(benchmark, "start_fresh", lambda *_, **__: Start(0.012, 34_000_000))
     write("a.onnx", "(float[N,3,H,W] x) => (float[N,3,H,W] y)", "y = Relu(x)")
     write("b.onnx", "(float[N,3,H,W] x) => (float[N,3,H,W] y)", "h = Relu(x)  y = Sqrt(h)")

@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 
 import onnxcomp
 from onnxcomp import passes
-from onnxcomp.cli import cli
-from onnxcomp.cli_group import Command, clean
+from onnxcomp.cli.group import Command, clean
+from onnxcomp.cli.main import cli
 from onnxcomp.runtime.sandbox import Probe
 from tests.support.fakes import FAKES, write_classifier, write_data
 
@@ -35,7 +35,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, target in FAKES.items():
         monkeypatch.setitem(passes.BUILTIN, name, target)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     write_data(tmp_path, samples=40)
     write_data(tmp_path, "labelled.npz", samples=40, labels=True)
@@ -376,7 +376,7 @@ def process(*words: str, **settings: Any) -> subprocess.Popen[str]:
         "from onnxcomp.passes import BUILTIN\n"
         "from tests.support.fakes import FAKES\n"
         "BUILTIN.update(FAKES)\n"
-        "from onnxcomp.cli import main\n"
+        "from onnxcomp.cli.main import main\n"
         "main()\n"
     )
     return subprocess.Popen(
@@ -424,7 +424,7 @@ def test_a_bug_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: Any) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setattr("onnxcomp.compiler.prepare.preflight", bug)
+    monkeypatch.setattr("onnxcomp.compiler.run.prepare.preflight", bug)
     result = run("optimize model.onnx -o out.onnx", 70)
     assert (
         result.stderr

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from onnxcomp.cli import cli
-from onnxcomp.config import TEMPLATE, Config, read_config
+from onnxcomp.cli.config import TEMPLATE, Config, read_config
+from onnxcomp.cli.main import cli
 from onnxcomp.errors import UsageError
-from onnxcomp.runtime.preprocess import Preprocess
+from onnxcomp.runtime.data.preprocess import Preprocess
 from tests.support.fakes import write_classifier, write_data
 
 

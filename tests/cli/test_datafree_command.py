@@ -10,7 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from onnxcomp.cli import cli
+from onnxcomp.cli.main import cli
 from onnxcomp.runtime.sandbox import Probe
 from tests.support.pruning import ZOO
 
@@ -23,7 +23,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, without a child process per model."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def prune(net: str, options: str, rest: str) -> Result:

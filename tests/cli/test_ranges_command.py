@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from onnxcomp.cli import cli
+from onnxcomp.cli.main import cli
 from onnxcomp.ir.files import load
 from onnxcomp.runtime.sandbox import Probe
 from tests.support.pruning import ZOO
@@ -24,7 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, without a child process per model."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def optimize(out: str, rest: str = "", options: str = "", code: int = 0) -> str:
@@ -61,8 +61,8 @@ def test_a_run_that_takes_the_ranges_of_another_observes_nothing_and_writes_the_
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing is to be observed")
 
-    monkeypatch.setattr("onnxcomp.compiler.quantizer.observe_values", refuse)
-    monkeypatch.setattr("onnxcomp.compiler.quantizer.output_effects", refuse)
+    monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.observe_values", refuse)
+    monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.output_effects", refuse)
     optimize("second", "--ranges first.json", f"edges=integers {options}")
     assert ranges("second") == ranges("first")
     first, second = (load(Path(f"{name}.onnx")) for name in ("first", "second"))

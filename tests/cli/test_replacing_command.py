@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from onnxcomp.cli import cli
+from onnxcomp.cli.main import cli
 from onnxcomp.ir.files import save
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.proto import to_proto
@@ -31,7 +31,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, without a child process per model."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def shipped(name: str) -> str:
@@ -187,8 +187,8 @@ def test_a_budget_beyond_reach_ends_with_4_and_keeps_the_best_effort() -> None:
 
 def test_a_budget_of_time_beyond_reach_ends_with_4(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("onnxcomp.compiler.form_times.clock", clock)
-    monkeypatch.setattr("onnxcomp.compiler.replacing.measured_ratio", lambda *_: 0.97)
+    monkeypatch.setattr("onnxcomp.compiler.factorization.timing.clock", clock)
+    monkeypatch.setattr("onnxcomp.compiler.factorization.factorize.measured_ratio", lambda *_: 0.97)
     result = optimize("split-svd{latency=0.5 repair=none}", "", 4)
     assert files() == {"out.best.onnx"}
     assert "latency=0.5 cannot be reached; 0.97" in " ".join(result.stderr.split())
@@ -198,7 +198,7 @@ def test_a_run_that_replays_times_needs_no_clock_and_writes_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("onnxcomp.compiler.form_times.clock", clock)
+    monkeypatch.setattr("onnxcomp.compiler.factorization.timing.clock", clock)
     steps = "split-svd{macs=0.6 accept=latency repair=none}"
     optimize(steps, "--report first.json", out="first.onnx")
     assert any(key.startswith("channel ") for key in report("first.json")["timings"])

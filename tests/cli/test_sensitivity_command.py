@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from onnxcomp import passes
-from onnxcomp.cli import cli
-from onnxcomp.compiler import sensitivity
-from onnxcomp.compiler.sensitivity import Sensitivity
+from onnxcomp.cli.main import cli
+from onnxcomp.compiler.commands import sensitivity
+from onnxcomp.compiler.commands.sensitivity import Sensitivity
 from onnxcomp.runtime.sandbox import Probe
 from tests.support.fakes import FAKES, write_classifier, write_data
 from tests.support.pruning import ZOO
@@ -38,7 +38,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, target in FAKES.items():
         monkeypatch.setitem(passes.BUILTIN, name, target)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     write_data(tmp_path, samples=40)
 
@@ -79,7 +79,7 @@ def test_a_row_per_level_tells_damage_agreement_and_savings() -> None:
 
 def test_a_narrow_terminal_gets_shares_only(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = run("model.onnx --calibration data.npz --levels 0.5 -q").stdout
-    monkeypatch.setattr("onnxcomp.cli_view._WIDE", 80)
+    monkeypatch.setattr("onnxcomp.cli.view._WIDE", 80)
     narrow = run("model.onnx --calibration data.npz --levels 0.5 -q").stdout
     assert "MACs saved" in wide and "1,536" in wide
     assert "1,536" not in narrow and "33.33 %" not in narrow
@@ -267,7 +267,7 @@ def test_a_folder_that_only_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("onnxcomp.compiler.result_cache.replacing", refuse)
+    monkeypatch.setattr("onnxcomp.compiler.commands.result_cache.replacing", refuse)
     result = run("model.onnx --calibration data.npz --cache kept")
     assert "note: the result is not kept in kept: Permission denied" in result.stderr
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnxcomp
-from onnxcomp.cli import cli
-from onnxcomp.compiler import judge
+from onnxcomp.cli.main import cli
+from onnxcomp.compiler.run import conditions as judge
 from onnxcomp.errors import BudgetError
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime.sandbox import Probe
@@ -40,7 +40,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Work in a folder with a model, without a child process, by a made clock."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     clock = Clock()
     monkeypatch.setattr(judge, "steady_ratio", clock.ratio)
     write_classifier(tmp_path)

@@ -12,15 +12,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnxcomp
-from onnxcomp import cli_targets, passes
-from onnxcomp.cli import cli
+from onnxcomp import passes
+from onnxcomp.cli import targets as cli_targets
+from onnxcomp.cli.main import cli
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
-from onnxcomp.compiler.target_files import target_names
+from onnxcomp.compiler.target.files import target_names
 from onnxcomp.errors import UsageError
 from onnxcomp.ir import Model
 from onnxcomp.ir.files import load, save
 from onnxcomp.runtime.sandbox import Probe
-from tests.compiler.test_lint import RIGHT, quantized
+from tests.compiler.target.test_lint import RIGHT, quantized
 from tests.support.fakes import classifier, write_classifier
 
 
@@ -44,7 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(passes.BUILTIN, "quantizer", f"{__name__}:Quantizer")
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     save(quantized(RIGHT["tensorrt"]), tmp_path / "signed.onnx")
 

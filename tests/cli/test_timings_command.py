@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnxcomp.analysis.cost import model_cost
-from onnxcomp.cli import cli
+from onnxcomp.cli.main import cli
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.sandbox import Probe
@@ -29,7 +29,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, without a child process per model."""
     monkeypatch.chdir(tmp_path)
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 class Clock:
@@ -61,9 +61,9 @@ def _macs(model: Model) -> int:
 def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Put a made clock into the place of the real one; models that are compared stand for their sessions."""
     made = Clock()
-    monkeypatch.setattr("onnxcomp.compiler.latency.clock", made)
-    monkeypatch.setattr("onnxcomp.compiler.latency.Session", lambda model, **_: model)
-    monkeypatch.setattr("onnxcomp.compiler.latency.steady_ratio", made.ratio)
+    monkeypatch.setattr("onnxcomp.compiler.cost.latency.clock", made)
+    monkeypatch.setattr("onnxcomp.compiler.cost.latency.Session", lambda model, **_: model)
+    monkeypatch.setattr("onnxcomp.compiler.cost.latency.steady_ratio", made.ratio)
     return made
 
 

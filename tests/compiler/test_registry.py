@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from onnxcomp.compiler.catalogue import describe, list_passes
+from onnxcomp.compiler.commands.catalogue import describe, list_passes
 from onnxcomp.compiler.registry import Entry, Registry
 from onnxcomp.errors import UsageError
 from onnxcomp.passes import BUILTIN

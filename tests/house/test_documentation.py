@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from onnxcomp.compiler.catalogue import describe
+from onnxcomp.compiler.commands.catalogue import describe
 from onnxcomp.passes import BUILTIN
 from tests.support.sources import ROOT, documented_names, public_names, sources
 from tools.update_docs import PAGES, renew_tables

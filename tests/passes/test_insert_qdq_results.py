@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from onnxcomp.api import optimize
-from onnxcomp.compiler.lint import check_target
-from onnxcomp.compiler.target_files import load_target
+from onnxcomp.compiler.target.files import load_target
+from onnxcomp.compiler.target.lint import check_target
 from onnxcomp.runtime.fusion import fusion_of
 from tests.support.pruning import zoo_context
 from tests.support.quantizing import folded, quantized, sqnr

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import onnxcomp
 from onnxcomp.analysis.channels import channel_groups, default_shapes
-from onnxcomp.compiler.scores import MEASURED, SCORED, score_groups
+from onnxcomp.compiler.channel_pruning.criteria import MEASURED, SCORED, score_groups
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array

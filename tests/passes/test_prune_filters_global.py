@@ -13,17 +13,17 @@ from onnxcomp.analysis.blocks import residual_blocks
 from onnxcomp.analysis.channels import channel_groups, default_shapes
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.cli import cli
-from onnxcomp.compiler import rounds
-from onnxcomp.compiler.divergence import Reference
-from onnxcomp.compiler.goals import shapes_of
+from onnxcomp.cli.main import cli
+from onnxcomp.compiler.channel_pruning import schedule as rounds
+from onnxcomp.compiler.cost.budget import shapes_of
+from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.passbase import PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.prune_filters import PruneFilters
-from onnxcomp.runtime.data import open_samples
+from onnxcomp.runtime.data.samples import open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import Session
@@ -252,7 +252,7 @@ def test_without_samples_the_way_out_is_named(
     options: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.loading.probe", lambda *_, **__: seen)
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     words = f"optimize {shlex.quote(str(ZOO / 'digits_mlp.onnx'))} -o {shlex.quote(str(tmp_path / 'o.onnx'))}"
     result = CliRunner().invoke(cli, shlex.split(f"{words} --passes 'prune-filters{{{options}}}' -q"))
     assert result.exit_code == 2

@@ -59,7 +59,7 @@ def test_biases_that_the_refit_adds_count_towards_a_budget_of_parameters() -> No
 
 
 def test_readers_too_wide_for_statistics_are_cut_by_norm_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxcomp.compiler.refits.WIDEST", 8)
+    monkeypatch.setattr("onnxcomp.compiler.repair.refit.WIDEST", 8)
     text = "(float[N,5,6] x) => (float[N,5,3] y) <float[6,16] a, float[16,3] b> { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
     model = parse_model(HEAD + text)
     result = PruneFilters(ratio=0.25).run(model.clone(), context_for(model, noise(model, 80)))

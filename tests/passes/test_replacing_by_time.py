@@ -30,8 +30,8 @@ def small() -> Model:
 
 
 def timed(model: Model, step: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, **given: Any) -> PassResult:
-    monkeypatch.setattr("onnxcomp.compiler.form_times.clock", clock)
-    monkeypatch.setattr("onnxcomp.compiler.replacing.measured_ratio", clock.ratio)
+    monkeypatch.setattr("onnxcomp.compiler.factorization.timing.clock", clock)
+    monkeypatch.setattr("onnxcomp.compiler.factorization.factorize.measured_ratio", clock.ratio)
     return replaced(model, step, **given)
 
 

@@ -13,7 +13,7 @@ from onnxcomp.ir.files import load
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.passes.split_svd import SplitSvd
-from onnxcomp.runtime.data import open_samples
+from onnxcomp.runtime.data.samples import open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.session import Session
 from onnxcomp.testing import fingerprint

@@ -21,7 +21,7 @@ from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
 from onnxcomp.runtime import capture
 from onnxcomp.runtime.capture import Frontier, Spool, batch_size, stream_values
-from onnxcomp.runtime.data import open_samples
+from onnxcomp.runtime.data.samples import open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.session import Session
 from tests.support.graphs import Plan, build, plans

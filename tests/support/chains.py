@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.analysis.linear import LinearNode, linear_node
-from onnxcomp.compiler.chains import Chain, Layout, possible
+from onnxcomp.compiler.factorization.chain import Chain, Layout, possible
 from onnxcomp.ir.edits import drop_orphans
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from onnxcomp.compiler.integer_forms import ALL_FORMS, integer_forms
+from onnxcomp.compiler.integer_rewrites.operators import ALL_FORMS, integer_forms
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

@@ -16,7 +16,7 @@ from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import from_proto
 from onnxcomp.passes.prune_filters import PruneFilters
-from onnxcomp.runtime.data import Samples, open_samples
+from onnxcomp.runtime.data.samples import Samples, open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.session import Session
 from onnxcomp.testing import assert_valid

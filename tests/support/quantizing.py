@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.compiler.passbase import PassResult
-from onnxcomp.compiler.target_files import load_target
+from onnxcomp.compiler.target.files import load_target
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

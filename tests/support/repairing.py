@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.analysis.channels import channel_groups, default_shapes
-from onnxcomp.compiler.damage import damaged_sites, kept_positions
-from onnxcomp.compiler.refits import Site, Solution, Visit
-from onnxcomp.compiler.repair import walk
+from onnxcomp.compiler.repair.refit import Site, Solution, Visit
+from onnxcomp.compiler.repair.sites import damaged_sites, kept_positions
+from onnxcomp.compiler.repair.walk import walk
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model

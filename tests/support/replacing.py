@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.analysis.cost import node_macs
-from onnxcomp.compiler.latency import structure
+from onnxcomp.compiler.cost.latency import structure
 from onnxcomp.compiler.passbase import Context, Pass, PassResult
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.numerics.forms import FORMS
-from onnxcomp.runtime.data import open_samples
+from onnxcomp.runtime.data.samples import open_samples
 from onnxcomp.runtime.inputs import input_specs
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.session import Session

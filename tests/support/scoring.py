@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import channel_groups, default_shapes
-from onnxcomp.compiler.scores import Scored, score_groups
+from onnxcomp.compiler.channel_pruning.criteria import Scored, score_groups
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import with_outputs

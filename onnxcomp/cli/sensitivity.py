@@ -1,0 +1,305 @@
+"""The command `sensitivity`: options in, one call, a table or JSON out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcomp.cli.group import Command, common_options
+from onnxcomp.cli.options import (
+    FILE,
+    calibration_options,
+    data_options,
+    exclude_option,
+    json_option,
+    output_option,
+    read_table,
+    seed_option,
+    set_shape_option,
+    trust_options,
+)
+
+if TYPE_CHECKING:
+    from onnxcomp.compiler.commands.sensitivity import Effect, Sensitivity
+    from onnxcomp.compiler.evaluation.technique import Technique
+
+__all__ = ["sensitivity"]
+
+ROOMY = 110
+"""Columns from which on exact numbers fit beside the shares."""
+
+NAMED = 3
+"""Places that the summary names at either end."""
+
+
+def levels(text: str) -> tuple[float, ...]:
+    """Return the shares of a text such as `0.25,0.5`, ascending, each once.
+
+    Raises:
+        BadParameter: where `text` is not of that form.
+    """
+    try:
+        return tuple(sorted({float(word) for word in str(text).split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is no list of shares removed, such as 0.25,0.5,0.75") from None
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --samples 128 --levels 0.5 --json",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --technique quantize --sort harm",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --criterion l1 --sort harm --cache none",
+    ),
+)
+@click.argument("model", metavar="IN", type=FILE)
+@calibration_options
+@click.option("--passes", metavar="TEXT", help="Passes to run before measuring; default: the preset exact.")
+@click.option(
+    "--technique",
+    type=click.Choice(["prune", "quantize"]),
+    default="prune",
+    show_default=True,
+    help="What is done to each place: channels removed, or a node computed in integers.",
+)
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="With --technique quantize: what decides on integers and how they are stored. Default: ort-cpu.",
+)
+@click.option(
+    "--levels",
+    "shares",
+    metavar="SHARES",
+    type=levels,
+    help="Shares of a group's channels to remove.  [default: 0.25,0.5,0.75]",
+)
+@click.option(
+    "--criterion",
+    metavar="NAME",
+    help="Which channels go first, as in prune-filters.  [default: obs]",
+)
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(["network", "harm"]),
+    default="network",
+    show_default=True,
+    help="Order of rows: as in the network, or most harm per MAC saved first.",
+)
+@exclude_option
+@set_shape_option("Sizes of an input to measure at")
+@output_option
+@seed_option("Of every random choice.")
+@click.option(
+    "--cache",
+    metavar="FOLDER|none",
+    help="Where results are kept; default: $XDG_CACHE_HOME/onnxcomp or ~/.cache/onnxcomp.",
+)
+@json_option
+@data_options
+@trust_options
+@click.option("--force", is_flag=True, help="Measure anew, whatever the cache holds.")
+@common_options
+def sensitivity(
+    model: Path,
+    technique: str,
+    target: str | None,
+    shares: tuple[float, ...] | None,
+    criterion: str | None,
+    order: str,
+    cache: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Show what compressing each place of IN alone does to the output, and what it saves.
+
+    With --technique prune each channel group loses the channels that the criterion names first, up to each level; what reads it is refitted once, and
+    the output is compared with that of the whole network. Channels of a residual stream that only later stages have are
+    a tier of their own. With --technique quantize each node that insert-qdq would compute in integers is so computed alone:
+    what it reads and its weight are stored in integers. The result is kept by the digest of model, data and options, so that the same call is answered
+    at once.
+    """
+    from onnxcomp.cli.progress import Teller
+    from onnxcomp.compiler.commands.sensitivity import measure_sensitivity
+    from onnxcomp.compiler.run.report import to_json
+
+    chosen = _technique(technique, target, shares, criterion)
+    request = _request(model, {**options, **({"target": target} if target else {})})
+    with Teller(quiet=quiet or as_json) as teller:
+        teller.stage(f"loading {model.name}")
+        found = measure_sensitivity(request, [chosen], teller, cache=cache)
+    if order == "harm":
+        found = found.by_harm()
+    if as_json:
+        click.echo(to_json(found), nl=False)
+    else:
+        show_sensitivity(found)
+
+
+def _technique(
+    name: str, target: str | None, shares: tuple[float, ...] | None, criterion: str | None
+) -> Technique:
+    """Return the technique of `name`; options of the other one are refused."""
+    from onnxcomp.compiler.channel_pruning.technique import PruneChannels
+    from onnxcomp.compiler.target.files import DEFAULT_TARGET
+
+    if name == "prune":
+        if target is not None:
+            raise click.UsageError("--target is for --technique quantize; add it, or leave --target out")
+        return PruneChannels(shares or PruneChannels.levels, criterion or PruneChannels.criterion)
+    for option, value in (("--levels", shares), ("--criterion", criterion)):
+        if value is not None:
+            raise click.UsageError(f"{option} is for --technique prune; leave it out")
+    from onnxcomp.compiler.mixed_precision.technique import QuantizeNodes
+
+    return QuantizeNodes(target or DEFAULT_TARGET)
+
+
+def _request(model: Path, options: dict[str, Any]) -> Any:
+    from onnxcomp.compiler.run.request import Request
+    from onnxcomp.compiler.spec import Pipeline
+    from onnxcomp.presets import DEFAULT, preset
+
+    passes = options.pop("passes")
+    return Request(
+        pipeline=Pipeline.parse(preset(DEFAULT).pipeline if passes is None else passes),
+        source=model,
+        preprocess=read_table(options.pop("preprocess")),
+        set_shape=dict(options.pop("set_shape")),
+        decision=options.pop("output"),
+        **options,
+    )
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+def show_sensitivity(result: Sensitivity) -> None:
+    """Print a row per place and level, the most and the least sensitive places, and what cannot be compressed."""
+    from onnxcomp.cli.view import amount, count_text, say, show_table
+
+    name, words = result.file.path if result.file is not None else "the model", _words(result)
+    cost = result.cost
+    say((name, "bold"), f" after {result.pipeline or 'no pass'}")
+    say(f"  {count_text(cost.nodes, 'node')}, {cost.parameters:,} parameters, {amount(cost.macs)} MACs")
+    if result.effects:
+        where = f"{count_text(result.samples, 'sample')} of {result.data.source}"
+        say(f"  judged on {where}: {_MEASURES.get(result.measure, '')}")
+    for note in result.notes:
+        say(("  note: ", "cyan"), note)
+    if result.effects:
+        _show_effects(result)
+        _show_ranking(result)
+    else:
+        say(words.nothing)
+    if result.blocked:
+        rows = [(skip.where, skip.reason) for skip in result.blocked]
+        show_table((words.place, words.why), rows, title="left alone")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What tables call the places and figures of a technique."""
+
+    place: str
+    removed: str
+    rows: str
+    macs: str
+    parameters: str
+    shares: str
+    nothing: str
+    why: str
+
+
+_CUTS = _Words(
+    "channel group",
+    "removed",
+    "cuts, each alone",
+    "MACs saved",
+    "params saved",
+    "; MACs and parameters are shares saved",
+    "no channel group can be cut",
+    "why channels stay",
+)
+_INTEGERS = _Words(
+    "node",
+    "bits less",
+    "nodes, each alone in integers",
+    "MACs in integers",
+    "params in integers",
+    "; MACs and parameters are shares in integers",
+    "no node can be computed in integers",
+    "why it stays float",
+)
+
+
+def _words(result: Sensitivity) -> _Words:
+    return _INTEGERS if "insert-qdq" in result.techniques else _CUTS
+
+
+_MEASURES: dict[str | None, str] = {
+    "divergence": "KL divergence of class scores, softened to their own spread",
+    "error": "squared error as a share of the outputs' variance",
+    "differing": "share of outputs that differ",
+    "mixed": "KL divergence of softened class scores, plus squared error as a share of other outputs' variance",
+}
+
+
+def _show_effects(result: Sensitivity) -> None:
+    from onnxcomp.cli.view import show_table, to_terminal
+
+    roomy = to_terminal().width >= ROOMY
+    agreement = result.decision is not None
+    distance = _distance_name(result)
+    rows = []
+    for effect in result.effects:
+        row = [effect.place, f"{effect.removed} of {effect.units}", _distance(effect)]
+        if agreement:
+            row.append("" if effect.agreement is None else f"{effect.agreement:.1f} %")
+        if roomy:
+            row += [f"{effect.macs:,}", _percent(effect.macs_share)]
+            row += [f"{effect.parameters:,}", _percent(effect.parameters_share)]
+        else:
+            row += [_percent(effect.macs_share), _percent(effect.parameters_share)]
+        rows.append(row)
+    middle = [distance, "agree"] if agreement else [distance]
+    words = _words(result)
+    saved = [words.macs, "share", words.parameters, "of all"] if roomy else ["MACs", "params"]
+    columns = [words.place, words.removed, *middle, *saved]
+    title = f"{len(rows)} {words.rows}" + ("" if roomy else words.shares)
+    show_table(columns, rows, right=columns[1:], title=title)
+
+
+def _show_ranking(result: Sensitivity) -> None:
+    from onnxcomp.cli.view import say
+
+    ranking = result.ranking()
+    name = _distance_name(result)
+
+    def words(effects: tuple[Effect, ...]) -> str:
+        return ", ".join(f"{e.place} ({e.removed} of {e.units}: {name} {_distance(e)})" for e in effects)
+
+    say(("most sensitive  ", "bold"), words(ranking[:NAMED]))
+    if len(ranking) > NAMED:
+        say(("least sensitive ", "bold"), words(ranking[: NAMED - 1 : -1][:NAMED]))
+
+
+def _distance_name(result: Sensitivity) -> str:
+    return {"divergence": "KL", "mixed": "distance", "differing": "differing"}.get(
+        result.measure or "", "error"
+    )
+
+
+def _distance(effect: Effect) -> str:
+    """Return the distance with four decimals, or one figure where these would be zeros."""
+    if effect.distance is None:
+        return "not finite"
+    return f"{effect.distance:.4f}" if abs(effect.distance) >= 0.001 else f"{effect.distance:.0e}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

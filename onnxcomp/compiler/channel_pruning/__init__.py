@@ -1,0 +1,1 @@
+"""Channel pruning: criteria, ranking, allocation of a budget, schedule, recovery."""

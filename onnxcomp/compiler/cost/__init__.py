@@ -1,0 +1,1 @@
+"""The cost model: budget goals, counted and measured latency, kernel timing."""

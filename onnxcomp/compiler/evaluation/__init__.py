@@ -1,0 +1,1 @@
+"""Distance between outputs: divergence, trials, held-back bounds, sensitivity techniques."""

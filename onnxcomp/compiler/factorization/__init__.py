@@ -1,0 +1,1 @@
+"""Low-rank, Tucker, CP and depthwise-separable factorization."""

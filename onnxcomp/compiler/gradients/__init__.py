@@ -1,0 +1,1 @@
+"""Reverse mode on ONNX graphs, and what is read off it."""

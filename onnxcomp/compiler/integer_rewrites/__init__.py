@@ -1,0 +1,1 @@
+"""Exact rewrites into operators that can be computed in integers."""

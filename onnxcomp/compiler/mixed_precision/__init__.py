@@ -1,0 +1,1 @@
+"""Mixed precision: site sensitivity and the search for what falls back to float."""

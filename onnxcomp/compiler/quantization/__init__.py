@@ -1,0 +1,1 @@
+"""Quantization: formats, placement, ranges, QDQ, rounding, conversion."""

@@ -1,0 +1,1 @@
+"""The refitting walk and every closed-form refit."""

@@ -1,0 +1,93 @@
+"""What a cut has damaged: the linear nodes whose inputs differ from the original's, and how far each can be refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.analysis.channels import ChannelGroups
+from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
+from onnxcomp.compiler.repair.refit import Site, too_wide
+from onnxcomp.ir.graph import Constant
+from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import WEIGHTED
+
+__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "shared_weight"]
+
+Rows = NDArray[np.int64]
+Keep = Mapping[str, NDArray[np.bool_]]
+
+
+def kept_positions(groups: ChannelGroups, keep: Keep) -> dict[tuple[str, int], Rows]:
+    """Return, for every axis of a stored tensor that a cut touches, the positions that stay."""
+    stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
+    for name, mask in keep.items():
+        for member in groups[name].members:
+            here = (member.units < 0) | mask[member.units]
+            key = (member.name, member.axis)
+            stays[key] = stays[key] & here if key in stays else here
+    return {key: np.flatnonzero(mask) for key, mask in stays.items()}
+
+
+def damaged_sites(
+    original: Model,
+    cut: Model,
+    kept: Mapping[tuple[str, int], Rows],
+    left_alone: Callable[[str], str | None],
+    touched: Collection[str] = (),
+) -> tuple[list[Site], dict[str, str]]:
+    """Return the linear nodes of `cut` to refit, in order, and those that cannot be, with reasons.
+
+    A node is damaged where its input was cut or comes from a damaged or cut node. `left_alone` gives the reason why a
+    node must keep its weights, or None; `touched` names values that are damaged for another reason.
+    """
+    before = {node.name: node for node in original.graph.nodes}
+    dirty_values = set(touched)
+    sites: list[Site] = []
+    refused: dict[str, str] = {}
+    for node in cut.graph.nodes:
+        dirty = any(v.name in dirty_values for v in node.inputs)
+        linear = linear_node(node)
+        was = linear_node(before[node.name])
+        if linear is not None and was is not None:
+            name = was.node.inputs[was.weight].name
+            sliced = (name, was.out_axis) in kept
+            if dirty or (name, was.in_axis) in kept:
+                reason = left_alone(node.name) or shared_weight(original, was) or too_wide(linear)
+                if reason:
+                    refused[node.name] = reason
+                else:
+                    rows = kept.get((name, was.out_axis), np.arange(was.weight_array().shape[was.out_axis]))
+                    sites.append(Site(node.name, rows))
+            dirty = dirty or sliced or (name, was.in_axis) in kept
+        else:
+            cut_here = any((v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ())))
+            reason = not_refitted(node)
+            if reason is None and node.is_op(*WEIGHTED) and any(isinstance(v, Constant) for v in node.inputs):
+                reason = f"there is no refit for such a {node.op}"
+            if reason and (dirty or cut_here):
+                refused[node.name] = left_alone(node.name) or reason
+            dirty = dirty or cut_here
+        if dirty:
+            dirty_values.update(v.name for v in node.outputs if v.name)
+    return sites, refused
+
+
+def biases_to_come(model: Model) -> list[tuple[str, int]]:
+    """Return the weights, with their axes of output channels, of nodes that a refit may give the bias they lack."""
+    found = (linear_node(node) for node in model.graph.nodes)
+    return [
+        (str(n.node.inputs[n.weight].name), n.out_axis)
+        for n in found
+        if n and n.has_bias and n.node.input(2) is None
+    ]
+
+
+def shared_weight(model: Model, node: LinearNode) -> str | None:
+    """Return why the weight of `node` is not changed, or None: another node reads it, too."""
+    weight = node.node.inputs[node.weight]
+    if model.graph.sole_use(weight) is None:
+        return f"its weight {weight.name!r} is shared, and a refit would make a copy of it"
+    return None

@@ -1,0 +1,1 @@
+"""One run: request, loading, samples, preparation, pass loop, verification, report."""

@@ -1,0 +1,1 @@
+"""Deployment targets: facts, files, lint of a model against one."""

@@ -1,0 +1,1 @@
+"""Samples: sources, files, images, preprocessing, fitting to the inputs of a model."""
