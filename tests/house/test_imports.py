@@ -8,7 +8,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-from tests.support.sources import Import, Source, imports, sources
+from tests.support.sources import ROOT, Import, Source, imports, sources
 
 CORE = sources("onnxcomp", "passes")
 
@@ -28,6 +28,39 @@ LEVELS = {
     "face": 6,
 }
 """A room imports rooms of lower levels and itself. The face is `onnxcomp/__init__.py`, which only points at others."""
+
+ROOT_ROOM = "root"
+
+TECHNIQUE = {"root", "cost", "evaluation", "repair"}
+"""What every technique of compression may lean on."""
+
+INTEGERS = {"root", "target", "gradients", "integer_rewrites", "repair", "evaluation"}
+"""What everything about integers may lean on."""
+
+INNER = {
+    "target": set[str](),
+    ROOT_ROOM: {"target"},
+    "cost": {"root"},
+    "evaluation": {"root"},
+    "gradients": {"root"},
+    "integer_rewrites": {"root", "target"},
+    "repair": {"root", "cost", "evaluation"},
+    "channel_pruning": TECHNIQUE,
+    "weight_pruning": TECHNIQUE,
+    "factorization": TECHNIQUE | {"gradients"},
+    "quantization": INTEGERS,
+    "coding": {"root", "repair", "evaluation"},
+    "run": {"root", "target", "cost", "gradients"},
+    "equalization": INTEGERS | {"quantization"},
+    "mixed_precision": INTEGERS | {"quantization"},
+    "finetuning": INTEGERS | {"quantization"},
+    "search": {"root", "run", "evaluation"},
+    "commands": {"root", "run", "evaluation", "target", "search", "coding"},
+}
+"""The rooms inside `compiler/` and what each may import of the others, late imports included. The root is the contract of a
+pass: the files that stand in no folder. Rooms that are still to come are listed, so that their doors are known."""
+
+TO_COME = {"weight_pruning", "coding", "finetuning", "search"}
 
 DOORS = {"onnx": "ir", "onnx_graphsurgeon": "ir", "onnxruntime": "runtime"}
 """Packages that one room alone may import."""
@@ -64,6 +97,54 @@ def test_imports_go_down_the_levels_only() -> None:
         and LEVELS[room(found.module)] >= LEVELS[room(source.module)]
     ]
     assert not upward
+
+
+def inner_room(module: str) -> str | None:
+    """Return the room inside `compiler/` of a module, None for one of another place."""
+    parts = module.split(".")
+    if parts[:2] != ["onnxcomp", "compiler"]:
+        return None
+    return parts[2] if len(parts) > 3 or (len(parts) > 2 and (ROOT / Path(*parts)).is_dir()) else ROOT_ROOM
+
+
+def through_wrong_doors(pairs: list[tuple[Source, Import]]) -> list[str]:
+    """Return the imports between rooms of the compiler that the inner table does not allow."""
+    wrong = []
+    for source, found in pairs:
+        mine = inner_room(source.module)
+        modules = (
+            [f"{found.module}.{name}" for name in found.names] if found.module == "onnxcomp.compiler" else []
+        )
+        for theirs in {inner_room(module) for module in modules or [found.module]}:
+            if mine and theirs and mine != theirs and theirs not in INNER[mine]:
+                wrong.append(f"{source.path}:{found.line} {mine} imports {theirs}")
+    return wrong
+
+
+def test_every_room_of_the_compiler_is_in_the_inner_table() -> None:
+    there = {inner_room(source.module) for source in CORE} - {None}
+    assert there == set(INNER) - TO_COME
+
+
+def test_rooms_of_the_compiler_import_each_other_as_the_inner_table_says_late_imports_included() -> None:
+    assert through_wrong_doors(all_pairs()) == []
+
+
+def test_the_inner_table_has_no_circles() -> None:
+    assert nx.is_directed_acyclic_graph(nx.DiGraph([(a, b) for a, allowed in INNER.items() for b in allowed]))
+
+
+def test_a_wrong_door_would_be_noticed() -> None:
+    code = """
+from onnxcomp.compiler.quantization.formats import Formats
+def late():
+    from onnxcomp.compiler import factorization
+"""
+    source = Source(Path("x.py"), "onnxcomp.compiler.repair.x", ast.parse(code))
+    assert through_wrong_doors([(source, found) for found in ours(source)]) == [
+        "x.py:2 repair imports quantization",
+        "x.py:4 repair imports factorization",
+    ]
 
 
 def test_nobody_takes_more_from_the_face_than_the_version() -> None:

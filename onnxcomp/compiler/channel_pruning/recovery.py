@@ -12,8 +12,7 @@ from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.evaluation.outputs import FEW, HELD_BACK, judge, outputs_on
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.repair.refit import RIDGE, Site, Solver, matched, refit, refit_once
-from onnxcomp.compiler.repair.sites import damaged_sites, kept_positions
-from onnxcomp.compiler.repair.teacher import teacher_of
+from onnxcomp.compiler.repair.sites import damaged_sites, kept_positions, teacher_of
 from onnxcomp.compiler.repair.walk import ROUNDS, collect_moments, walk
 from onnxcomp.ir.model import Model
 

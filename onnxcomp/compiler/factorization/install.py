@@ -16,8 +16,7 @@ from onnxcomp.compiler.factorization.chain import Chain
 from onnxcomp.compiler.factorization.solver import FIRST_STEPS, FitChains
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.repair.refit import Site, too_wide
-from onnxcomp.compiler.repair.sites import shared_weight
-from onnxcomp.compiler.repair.teacher import teacher_of
+from onnxcomp.compiler.repair.sites import shared_weight, teacher_of
 from onnxcomp.compiler.repair.walk import walk
 from onnxcomp.ir.edits import drop_orphans
 from onnxcomp.ir.model import Model

@@ -22,9 +22,8 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.convert import round_weights
 from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.compiler.quantization.placement import Placement, place
-from onnxcomp.compiler.quantization.ranges import Chosen, RangeObserver, choose_ranges
+from onnxcomp.compiler.quantization.ranges import Chosen, RangeObserver, choose_ranges, tried_out
 from onnxcomp.compiler.quantization.shared_scales import tie_additions
-from onnxcomp.compiler.quantization.trying import tried_out
 from onnxcomp.compiler.quantization.weight_rounding import Rounding
 from onnxcomp.compiler.target.facts import Target
 from onnxcomp.ir.graph import Node

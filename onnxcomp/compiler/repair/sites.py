@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
+from onnxcomp.compiler.cost.budget import shapes_of
+from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair.refit import Site, too_wide
 from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import WEIGHTED
 
-__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "shared_weight"]
+__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "shared_weight", "teacher_of"]
 
 Rows = NDArray[np.int64]
 Keep = Mapping[str, NDArray[np.bool_]]
@@ -91,3 +93,22 @@ def shared_weight(model: Model, node: LinearNode) -> str | None:
     if model.graph.sole_use(weight) is None:
         return f"its weight {weight.name!r} is shared, and a refit would make a copy of it"
     return None
+
+
+def teacher_of(
+    model: Model, nodes: Collection[str], context: Context, shapes: Mapping[str, tuple[int, ...]]
+) -> Model:
+    """Return the model that repairing the `nodes` of `model` works towards: the pipeline's, or `model` itself.
+
+    The pipeline's serves where something has been lost before, it has the outputs of all `nodes`, and no value that both
+    have differs in its shape (`shapes` are those of `model`): a pass that removed channels leaves others that mean
+    something else.
+    """
+    if not context.damaged:
+        return model
+    known = context.original.graph.values()
+    if any(node.output.name not in known for node in model.graph.nodes if node.name in nodes):
+        return model
+    theirs = shapes_of(context.original, context)
+    same = all(theirs[name] == shape for name, shape in shapes.items() if name in theirs)
+    return context.original if same else model

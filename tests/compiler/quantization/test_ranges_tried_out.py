@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from onnxcomp.compiler.quantization.ranges import Chosen
-from onnxcomp.compiler.quantization.trying import MARGIN_DB, TRIED, tried_out
+from onnxcomp.compiler.quantization.ranges import MARGIN_DB, TRIED, Chosen, tried_out
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.numerics.affine import Grid, range_affine
 from tests.support.pruning import context_for
