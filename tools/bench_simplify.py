@@ -26,7 +26,14 @@ from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.fold_constants import FoldConstants
 from onnxcomp.passes.remove_dead import RemoveDead
-from tools.light_zoo import light_model, light_paths, random_feeds, relative_error, run_as_written
+from tools.light_zoo import (
+    light_model,
+    light_paths,
+    networks_in,
+    random_feeds,
+    relative_error,
+    run_as_written,
+)
 
 __all__ = ["EXACT", "Row", "measure", "simplified", "zoo"]
 
@@ -57,7 +64,7 @@ def zoo() -> dict[str, Callable[[], ModelProto]]:
     """Return the models to measure by name, each to be loaded when it is needed."""
     files = [
         *sorted((ROOT / "models").glob("**/*.onnx")),
-        *sorted((ROOT / "../shared/models").glob("*.onnx")),
+        *networks_in(ROOT / "../shared/models"),
     ]
     loaders: dict[str, Callable[[], ModelProto]] = {p.stem: _light(p) for p in light_paths()}
     return loaders | {p.stem: _file(p) for p in files}

@@ -19,7 +19,15 @@ from onnx import ModelProto, NodeProto, numpy_helper, version_converter
 from onnxcomp.ir.ops import RESHAPING
 from onnxcomp.numerics.arrays import Array
 
-__all__ = ["light_model", "light_paths", "random_feeds", "randomise", "relative_error", "run_as_written"]
+__all__ = [
+    "light_model",
+    "light_paths",
+    "networks_in",
+    "random_feeds",
+    "randomise",
+    "relative_error",
+    "run_as_written",
+]
 
 
 _LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -163,3 +171,8 @@ def random_feeds(proto: ModelProto, seed: int = 0, batch: int = 1) -> dict[str, 
         dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
         feeds[info.name] = rng.normal(size=shape).astype(dtype)
     return feeds
+
+
+def networks_in(folder: Path) -> list[Path]:
+    """Return the networks of `folder` by name; files that only store weights in half precision are none."""
+    return [path for path in sorted(folder.glob("*.onnx")) if not path.stem.endswith("_stored_half")]

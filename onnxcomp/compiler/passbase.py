@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from onnxcomp.compiler.context import Context, Progress
 from onnxcomp.compiler.options import Option, format_option, option
-from onnxcomp.runtime.timings import Timings
 
 if TYPE_CHECKING:
-    from onnxcomp.compiler.target.facts import Target
     from onnxcomp.ir.model import Model
-    from onnxcomp.runtime.data.samples import Samples
 
 __all__ = [
     "STAGES",
@@ -33,8 +31,6 @@ __all__ = [
 
 Need: TypeAlias = Literal["calibration", "labels", "shapes"]
 """What a pass may need of the driver: samples, their labels, concrete shapes of the graph inputs."""
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -100,56 +96,6 @@ class PassLog:
             tuple(self.notes),
             self.shortfall,
         )
-
-
-def _default_target() -> Target:
-    # Passes are listed without a target, and without what reading one needs.
-    from onnxcomp.compiler.target.files import DEFAULT_TARGET, load_target
-
-    return load_target(DEFAULT_TARGET)
-
-
-@dataclass
-class Context:
-    """What the driver gives a pass to work with.
-
-    Attributes:
-        original: the model the pipeline received; budgets are shares of it. Read only.
-        damaged: whether a pass before this one was not exact: what is repaired is then repaired towards `original`, as far
-            as its values still have the same meaning.
-        calibration: samples, or None where none were given (`data_mode` says whether on purpose).
-        data_mode: `real` for the user's samples, `random` for noise, `none` for the data-free mode, in which a pass that
-            needs calibration works with samples made from `original`.
-        input_shapes: concrete shapes of all graph inputs for one batch (first axis of samples = 1 where it is free).
-        excluded: names of nodes (as the loaded file had them) that the user wants left alone.
-        seed: every random choice derives from it.
-        threads: for onnxruntime; 0 = all cores.
-        custom_op_libs: shared libraries onnxruntime must load first.
-        timings: what is measured by the clock, recorded or replayed.
-        ranges: the lowest and the highest number of values, by name, that quantization takes as they are.
-        target: what the result is made for.
-        progress: where long work reports its steps.
-    """
-
-    original: Model
-    damaged: bool = False
-    calibration: Samples | None = None
-    data_mode: Literal["real", "random", "none"] = "real"
-    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    excluded: frozenset[str] = frozenset()
-    seed: int = 0
-    threads: int = 0
-    custom_op_libs: tuple[str, ...] = ()
-    timings: Timings = field(default_factory=Timings)
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    target: Target = field(default_factory=_default_target)
-    progress: Progress = lambda what, done, total: None
-
-    def is_excluded(self, model: Model, name: str) -> bool:
-        """Return whether node `name` of `model` is, or came by folding from, a node the user excluded."""
-        if name in self.excluded:
-            return True
-        return any(now == name and before in self.excluded for before, now in model.aliases.items())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import KEEPS_SHAPE
 from onnxcomp.ir.proto import declared_size, numpy_dtype, to_proto
 
-__all__ = ["Shape", "ValueType", "infer_types"]
+__all__ = ["Shape", "ValueType", "infer_types", "shape_key"]
 
 Shape: TypeAlias = tuple[int | str | None, ...]
 """A size per axis: a number, the name of a symbolic size, or None where nothing is known."""
@@ -59,6 +60,12 @@ def infer_types(
         if info.name not in types and info.type.WhichOneof("value") == "tensor_type":
             types[info.name] = _value_type(info.type.tensor_type)
     return types
+
+
+def shape_key(model: Model) -> bytes:
+    """Return a digest of everything in `model` that shapes depend on: nodes, attributes, names, types, short constants."""
+    proto = to_proto(model, skeleton=True)
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).digest()
 
 
 def _fill_in(proto: onnx.ModelProto) -> bool:

@@ -18,10 +18,11 @@ from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.proto import from_proto
 from onnxcomp.testing import random_keep
 from tests.support.text import net
+from tools.light_zoo import networks_in
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "models").glob("*.onnx"))
-SHARED = sorted((ROOT / "../shared/models").glob("*.onnx"))
+SHARED = networks_in(ROOT / "../shared/models")
 
 
 class Subject:

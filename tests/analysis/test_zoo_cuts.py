@@ -13,10 +13,11 @@ from onnxcomp.analysis.cost import model_cost
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import from_proto
 from onnxcomp.testing import check_cut, random_keep
+from tools.light_zoo import networks_in
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "models").glob("*.onnx"))
-SHARED = sorted((ROOT / "../shared/models").glob("*.onnx"))
+SHARED = networks_in(ROOT / "../shared/models")
 FREE_GROUPS = {
     "digits_mlp": 2,
     "digits_mobilenet": 14,

@@ -15,7 +15,7 @@ from onnxcomp.ir.segment import model_bytes
 from onnxcomp.passes.fold_constants import FoldConstants
 from onnxcomp.testing import assert_valid
 from tools.bench_simplify import EXACT, simplified, zoo
-from tools.light_zoo import light_paths, random_feeds, relative_error, run_as_written
+from tools.light_zoo import light_paths, networks_in, random_feeds, relative_error, run_as_written
 
 BEST_PEER = {
     "light_bvlc_alexnet": 22,
@@ -89,7 +89,7 @@ def test_a_simplified_network_is_simple(name: str) -> None:
 def test_the_shared_models_are_all_measured() -> None:
     if not SHARED.is_dir():
         pytest.skip("the shared models are not here")
-    assert {p.stem for p in SHARED.glob("*.onnx")} <= zoo().keys()
+    assert {p.stem for p in networks_in(SHARED)} <= zoo().keys()
 
 
 @pytest.mark.parametrize("path", light_paths(), ids=lambda p: p.stem)

@@ -277,7 +277,7 @@ def test_two_runs_write_the_same_bytes_whatever_the_batch_size_of_a_loaded_machi
 def test_ranges_and_weights_do_not_hang_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = folded("digits_resnet")
     whole = quantized(model)
-    for place in ("runtime.ranges", "compiler.effects"):
+    for place in ("runtime.ranges", "compiler.gradients.value_sensitivity"):
         monkeypatch.setattr(f"onnxcomp.{place}.BATCH_BYTES", 1)
     single = quantized(model)
     one, two = (told_ranges(r) for r in (whole, single))

@@ -15,7 +15,6 @@ from onnxcomp.analysis.cost import model_cost
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.cli.main import cli
 from onnxcomp.compiler.channel_pruning import schedule as rounds
-from onnxcomp.compiler.cost.budget import shapes_of
 from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.passbase import PassResult
 from onnxcomp.errors import UsageError
@@ -90,7 +89,7 @@ def test_a_budget_holds_with_many_groups_and_with_coarse_ones(name: str, what: s
     counts = []
     for each in (model, result.model):
         # Sizes computed in the graph are known from a run only.
-        counted = model_cost(each, shapes_of(each, zoo_context(each, 4)))
+        counted = model_cost(each, zoo_context(each, 4).shapes(each))
         counts.append(counted.macs if what == "macs" else counted.parameters)
     assert result.shortfall is None
     assert counts[0] and counts[1]

@@ -202,8 +202,7 @@ def _measured(
     shapes: Shapes,
 ) -> None:
     look, make, meaning = _KINDS[scored.criterion]
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
+    samples = context.samples
     if scored.criterion == "hrank":
         samples = samples.take(RANK_SAMPLES)
     looks: dict[str, list[_Look]] = {}
@@ -251,8 +250,7 @@ def _stream(
         names,
         samples,
         size,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
+        **context.runtime,
         progress=lambda done: context.progress("scoring channels", done, total),
     )
     for found in stream:

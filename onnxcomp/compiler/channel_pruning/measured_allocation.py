@@ -165,15 +165,12 @@ class MeasuredShares:
 def _measure_drops(scene: Scene, blocks: tuple[Block, ...], reference: Reference) -> list[tuple[Drop, float]]:
     """Return every block with its branch's mean and the damage of dropping it alone, mean left in its place."""
     model, context = scene.model, scene.context
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
     nodes = {node.name: node for node in model.graph.nodes}
     outputs = [v.name for v in model.graph.outputs]
     found = []
     with Spool() as spool:
-        count = spool.fill(context.calibration.take(reference.samples), together(context))
-        frontier = Frontier(
-            model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs
-        )
+        count = spool.fill(context.samples.take(reference.samples), together(context))
+        frontier = Frontier(model, spool, count, **context.runtime)
         floor = reference.distance(frontier.preview(model, outputs))
         for number, block in enumerate(blocks):
             axis = _channel_axis(scene, block)

@@ -20,7 +20,7 @@ from onnxcomp.compiler.channel_pruning.ranking import (
     ranked_ladders,
     statistics_waves,
 )
-from onnxcomp.compiler.cost.budget import Counted, shapes_of
+from onnxcomp.compiler.cost.budget import Counted
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.repair.sites import biases_to_come
 from onnxcomp.ir.model import Model
@@ -147,7 +147,7 @@ def open_scene(
     quiet: bool = False,
 ) -> Scene:
     """Return the scene of `model`; what cannot go is recorded in `log` as skipped, unless `quiet`."""
-    shapes = shapes_of(model, context)
+    shapes = context.shapes(model)
     groups = channel_groups(model, shapes, excluded=excluded)
     found: list[ChannelGroup] = []
     skips: list[tuple[str, str]] = []

@@ -101,8 +101,7 @@ def _judged(
     log: PassLog,
 ) -> Model:
     """Refit on most of the samples; the others decide about further sweeps and about variances."""
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
-    fitted, held = context.calibration.split(HELD_BACK, context.seed)
+    fitted, held = context.samples.split(HELD_BACK, context.seed)
     context = replace(context, calibration=fitted)
 
     def again(model: Model, solve: Solver, what: str, **how: Any) -> list[tuple[Site, float]]:

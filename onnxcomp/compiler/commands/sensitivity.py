@@ -186,7 +186,7 @@ def _measured(prepared: Prepared, techniques: Sequence[Technique], listener: Lis
     if facts is None:
         listener.stage("making samples")
         made = passed.made or make_samples(prepared.original, context)
-        context.calibration, facts = made.samples, made.facts
+        context, facts = replace(context, calibration=made.samples), made.facts
         notes.append(made.note)
     elif facts.mode == "random":
         notes.append("measured on noise: what real samples would show may be another thing")

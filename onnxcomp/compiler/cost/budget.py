@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.compiler.options import in_range
 from onnxcomp.compiler.passbase import Context, Pass
 from onnxcomp.errors import UsageError
-from onnxcomp.ir.model import Model
-from onnxcomp.runtime.observe import observe_shapes
 
-__all__ = ["Counted", "Goal", "fits_exactly", "goal_of", "pipeline_cost", "shapes_of"]
+__all__ = [
+    "Counted",
+    "Goal",
+    "fits_exactly",
+    "goal_of",
+    "pipeline_cost",
+]
 
 
 GoalName: TypeAlias = Literal["macs", "params", "latency", "rank", "energy", "max-error"]
@@ -76,16 +78,9 @@ Counted = Literal["macs", "params"]
 """What can be counted exactly without running anything."""
 
 
-def shapes_of(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all values of `model` for one sample."""
-    types = {v.name: np.dtype(v.dtype) for v in model.graph.inputs}
-    feeds = {name: np.zeros(shape, types[name]) for name, shape in context.input_shapes.items()}
-    return dict(observe_shapes(model, feeds, threads=context.threads, custom_op_libs=context.custom_op_libs))
-
-
 def pipeline_cost(context: Context, what: Counted) -> int:
     """Return what the pipeline's input costs: budgets are shares of that."""
-    cost = model_cost(context.original, shapes_of(context.original, context))
+    cost = model_cost(context.original, context.shapes(context.original))
     return (cost.macs or 0) if what == "macs" else cost.parameters
 
 

@@ -247,14 +247,7 @@ def _largest(model: Model, found: Sequence[Link], shapes: Shapes, context: Conte
         return tops
     batch = batch_size(shapes, set(names.values()), 8)
     values = [*dict.fromkeys(names.values())]
-    for got in stream_values(
-        model,
-        values,
-        context.calibration,
-        batch,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
-    ):
+    for got in stream_values(model, values, context.calibration, batch, **context.runtime):
         for name, value in names.items():
             array = got[value]
             top = array.max(tuple(a for a in range(array.ndim) if a != 1)).astype(np.float64)

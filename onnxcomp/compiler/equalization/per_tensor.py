@@ -19,8 +19,6 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.compiler.quantization.quantizer import Settings, carry_out, plan
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.observe import observe_shapes
-from onnxcomp.runtime.session import Session
 
 __all__ = ["Equalization", "channel_forms"]
 
@@ -74,7 +72,7 @@ def channel_forms(
         for n in model.graph.nodes
         if context.is_excluded(model, n.name) or settings.only(n) is not None
     }
-    shapes = _shapes(model, context)
+    shapes = context.shapes(model)
     if equalization != "false":
         model = _equalized(model, equalization, shapes, alone, formats, settings, context, log)
     if split:
@@ -116,20 +114,8 @@ def _equalized(
     return changed
 
 
-def _shapes(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
-    return observe_shapes(
-        model,
-        dict(next(context.calibration.batches(1))),
-        sizes=context.input_shapes,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
-    )
-
-
 def _trial(formats: Formats, settings: Settings, context: Context) -> _Trial:
-    samples = context.calibration
-    assert samples is not None
+    samples = context.samples
     few = min(TRIED, max(1, len(samples) // 2))
     quiet = replace(context, progress=lambda what, done, total: None)
     return _Trial(
@@ -146,13 +132,9 @@ def _closeness(original: Model, model: Model, trial: _Trial) -> float:
     if found is None:
         return math.inf
     quantized = carry_out(found, trial.settings, trial.context, PassLog())
-    sessions = [
-        Session(m, threads=trial.context.threads, custom_op_libs=trial.context.custom_op_libs)
-        for m in (original, quantized)
-    ]
-    assert trial.judge.calibration is not None
+    sessions = [trial.context.session(m) for m in (original, quantized)]
     sums: dict[str, list[float]] = {}
-    for feed in trial.judge.calibration.batches(8):
+    for feed in trial.judge.samples.batches(8):
         first, second = (session.run(feed) for session in sessions)
         for name, value in first.items():
             if value.dtype.kind == "f" and value.shape == second[name].shape:

@@ -222,8 +222,7 @@ class Judge:
         Raises:
             PreconditionError: where there are too few samples to confirm a bound, or no decisions that one is about.
         """
-        samples = context.calibration
-        assert samples is not None, "the driver's preflight supplies calibration samples"
+        samples = context.samples
         self.bounds, self._context = bounds, context
         tolerance, count = bounds.tolerance, len(samples)
         share = max(LEAST_HELD, min(USUAL_HELD, ENOUGH / count))
@@ -258,4 +257,4 @@ class Judge:
         return self.bounds.reached(found)
 
     def _session(self, model: Model) -> Session:
-        return Session(model, threads=self._context.threads, custom_op_libs=self._context.custom_op_libs)
+        return self._context.session(model)

@@ -11,7 +11,6 @@ from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import model_bytes
 from onnxcomp.runtime.data.samples import Samples
-from onnxcomp.runtime.session import Session
 
 __all__ = ["judge", "outputs_on"]
 
@@ -26,7 +25,7 @@ HELD_BACK = 0.125
 
 def outputs_on(model: Model, samples: Samples, context: Context) -> list[dict[str, NDArray[np.generic]]]:
     """Return the outputs of `model` for all `samples`, batch by batch."""
-    session = Session(model_bytes(model), threads=context.threads, custom_op_libs=context.custom_op_libs)
+    session = context.session(model_bytes(model))
     return [session.run(feed) for feed in samples.batches(together(context))]
 
 

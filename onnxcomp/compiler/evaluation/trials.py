@@ -66,17 +66,14 @@ def run_trials(
 
     `reference` are the outputs to judge by, of the same samples; None for those of `model`. One model is held at a time.
     """
-    samples, judging = context.calibration, judging or Judging()
-    assert samples is not None, "the driver's preflight supplies calibration samples"
+    samples, judging = context.samples, judging or Judging()
     number_of = judging.samples if reference is None else reference.samples
     place = {node.name: number for number, node in enumerate(model.graph.nodes)}
     outputs = [v.name for v in model.graph.outputs]
     found: dict[int, Verdict] = {}
     with Spool() as spool:
         count = spool.fill(samples.take(number_of), together(context))
-        frontier = Frontier(
-            model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs
-        )
+        frontier = Frontier(model, spool, count, **context.runtime)
         base = list(frontier.preview(model, outputs))
         if reference is None:
             reference = Reference(base, judging.decision, judging.samples)

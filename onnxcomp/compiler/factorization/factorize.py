@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from onnxcomp.analysis.cost import Cost, model_cost
-from onnxcomp.compiler.cost.budget import Goal, fits_exactly, pipeline_cost, shapes_of
+from onnxcomp.compiler.cost.budget import Goal, fits_exactly, pipeline_cost
 from onnxcomp.compiler.cost.latency import measured_ratio
 from onnxcomp.compiler.cost.latency_search import meet_latency
 from onnxcomp.compiler.factorization.candidates import (
@@ -89,7 +89,7 @@ class _Run:
 
     def __init__(self, settings: Replacing, model: Model, context: Context) -> None:
         self.settings, self.original, self.context, self.log = settings, model.clone(), context, PassLog()
-        self.shapes = shapes_of(model, context)
+        self.shapes = context.shapes(model)
         self.cost: Cost = model_cost(model, self.shapes)
         found = find_places(self.original, settings.ops, self._left_alone, self.shapes, self.log)
         self.places: dict[str, Place] = {place.name: place for place in found}

@@ -149,8 +149,7 @@ def _swept(
     log: PassLog,
 ) -> tuple[Model, dict[str, float]]:
     """Walk several times, going on from the factors there are, as long as samples held back gain by it."""
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
-    fitted, held = context.calibration.split(HELD_BACK, context.seed)
+    fitted, held = context.samples.split(HELD_BACK, context.seed)
     few = replace(context, calibration=fitted)
     teacher = teacher_of(original, [site.name for site in sites], context, shapes)
     reference = Reference(outputs_on(teacher, held, context))

@@ -14,7 +14,7 @@ from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Array64, Shapes
 from onnxcomp.runtime.inputs import PIECE_LIMIT
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import SessionError
 
 __all__ = ["Known", "gather"]
 
@@ -59,13 +59,12 @@ def gather(model: Model, linears: Sequence[LinearNode], shapes: Shapes, context:
 
 
 def _run(model: Model, back: Backward, outputs: Sequence[str], batch: int, context: Context) -> Known:
-    assert context.calibration is not None
-    plain = Session(model, threads=context.threads, custom_op_libs=context.custom_op_libs)
-    session = Session(back.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
+    plain = context.session(model)
+    session = context.session(back.model)
     sums: dict[str, Array64] = {}
     known = Known()
-    done, total = 0, min(SAMPLES, len(context.calibration))
-    for feed in context.calibration.take(SAMPLES).batches(batch):
+    done, total = 0, min(SAMPLES, len(context.samples))
+    for feed in context.samples.take(SAMPLES).batches(batch):
         found = plain.run(feed, outputs)
         seeds = {
             f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name])

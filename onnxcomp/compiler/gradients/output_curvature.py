@@ -21,7 +21,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import with_outputs
 from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.runtime.inputs import PIECE_LIMIT
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import SessionError
 
 __all__ = ["output_weights"]
 
@@ -62,7 +62,7 @@ def output_weights(
     samples = samples.take(SAMPLES)
     done = 0
     try:
-        session = Session(back.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
+        session = context.session(back.model)
         for count, feed in directed_feeds(with_outputs(model, outputs), outputs, samples, batch, context):
             found = session.run(feed)
             for place, name in enumerate(back.values):

@@ -107,7 +107,7 @@ def directed_feeds(
     model: bytes, outputs: Sequence[str], samples: Samples, batch: int, context: Context
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     """Yield the number of samples in each feed, and the feed with a random direction for each of `outputs`."""
-    plain = Session(model, arena=False, threads=context.threads, custom_op_libs=context.custom_op_libs)
+    plain = context.session(model, arena=False)
     usual = _usual_sizes(plain, samples.take(MEASURED), outputs)
     done = 0
     for feed in samples.batches(batch):

@@ -104,8 +104,7 @@ def round_weights(
 
 def _fewer(context: Context, placement: Placement, shapes: Mapping[str, tuple[int, ...]]) -> Context:
     """Return `context` with as many samples as rounding needs."""
-    samples = context.calibration
-    assert samples is not None
+    samples = context.samples
     each = sum(4 * math.prod(shapes.get(name, (1,))) for name in placement.values)
     wanted = max(LEAST_WALKED, WALKED_BYTES // max(1, each))
     return replace(context, calibration=samples.take(wanted))

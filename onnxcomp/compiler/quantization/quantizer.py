@@ -30,7 +30,6 @@ from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.observers import Effect, Histogram
-from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.runtime.range_files import check_ranges
 from onnxcomp.runtime.ranges import observe_values
 
@@ -94,8 +93,6 @@ class Plan:
 
 def plan(model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog) -> Plan | None:
     """Return the plan for `model`, which is rewritten into forms that can be computed in integers; None for nothing to do."""
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
     excluded = {n.name for n in model.graph.nodes if context.is_excluded(model, n.name)}
     kept = dict.fromkeys(excluded, "it is excluded")
     for node in model.graph.nodes:
@@ -104,8 +101,8 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
             kept.setdefault(node.name, reason)
     if settings.rewrite:
         fold_stored(model, kept, log)
-        integer_forms(model, _shapes(model, context), kept, log)
-    shapes = _shapes(model, context)
+        integer_forms(model, context.shapes(model), kept, log)
+    shapes = context.shapes(model)
     check_ranges(model, settings.given)
     placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
     if not placement.nodes:
@@ -199,24 +196,11 @@ def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -
     return model
 
 
-def _shapes(model: Model, context: Context) -> dict[str, tuple[int, ...]]:
-    assert context.calibration is not None
-    one = dict(next(context.calibration.batches(1)))
-    return observe_shapes(
-        model,
-        one,
-        sizes=context.input_shapes,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
-    )
-
-
 def _look(
     model: Model, placement: Placement, settings: Settings, context: Context, shapes: Shapes
 ) -> tuple[Mapping[str, Histogram], Mapping[str, Effect]]:
     """Return histograms of the values to be stored, and their effects on the outputs where those are asked for."""
-    samples = context.calibration
-    assert samples is not None
+    samples = context.samples
     names = [name for name in placement.values if name not in settings.given]
     if not names:
         return {}, {}
@@ -226,8 +210,7 @@ def _look(
         names,
         samples,
         shapes,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
+        **context.runtime,
         progress=lambda done: context.progress("observing values", done, total),
     ).histograms
     if settings.observer != "output":
@@ -262,9 +245,8 @@ def _choose(
 
 def _some_inputs(context: Context, names: Collection[str]) -> dict[str, Array]:
     """Return a few samples of the graph inputs `names`."""
-    assert context.calibration is not None
     held: dict[str, list[Array]] = {name: [] for name in names}
-    for feed in context.calibration.take(TRIED_INPUTS).batches(1):
+    for feed in context.samples.take(TRIED_INPUTS).batches(1):
         for name in names:
             held[name].append(feed[name].reshape(-1))
     return {name: np.concatenate(parts) for name, parts in held.items() if parts}

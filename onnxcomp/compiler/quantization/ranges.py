@@ -18,7 +18,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine, range_affine
 from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.observers import Effect, Histogram, Observer, choose_range, search_range
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import SessionError
 
 __all__ = ["MARGIN_DB", "TRIED", "Chosen", "RangeObserver", "choose_ranges", "tried_out"]
 
@@ -138,12 +138,11 @@ def _outputs(
     model: Model, affines: Mapping[str, Affine], integers: Collection[str] | None, context: Context
 ) -> list[dict[str, Array]]:
     """Return what `model` gives on the last samples when its values are stored with `affines`."""
-    samples = context.calibration
-    assert samples is not None
+    samples = context.samples
     stored = model.clone()
     quantize_values(stored, affines, integers)
     # As written: optimised, a graph with some float and some stored values need not be what it says.
-    session = Session(stored, optimize=False, threads=context.threads, custom_op_libs=context.custom_op_libs)
+    session = context.session(stored, optimize=False)
     return [session.run(feed) for feed in samples.after(max(0, len(samples) - TRIED)).batches(1)]
 
 

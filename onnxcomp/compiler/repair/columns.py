@@ -213,8 +213,7 @@ def collect_moments(
 
     For nodes named in `channelwise` they are those of that many channels, not of all columns that a channel has.
     """
-    samples = context.calibration
-    assert samples is not None, "the driver's preflight supplies calibration samples"
+    samples = context.samples
     found = {node.node.name: Moments() for node in nodes}
     names = list(dict.fromkeys(node.input for node in nodes))
     size = batch_size(shapes, names)
@@ -225,8 +224,7 @@ def collect_moments(
         names,
         samples,
         size,
-        threads=context.threads,
-        custom_op_libs=context.custom_op_libs,
+        **context.runtime,
         progress=lambda done: context.progress(what, done, total),
     )
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
-from onnxcomp.compiler.cost.budget import shapes_of
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair.refit import Site, too_wide
 from onnxcomp.ir.graph import Constant
@@ -109,6 +108,6 @@ def teacher_of(
     known = context.original.graph.values()
     if any(node.output.name not in known for node in model.graph.nodes if node.name in nodes):
         return model
-    theirs = shapes_of(context.original, context)
+    theirs = context.shapes(context.original)
     same = all(theirs[name] == shape for name, shape in shapes.items() if name in theirs)
     return context.original if same else model

@@ -122,9 +122,8 @@ def walk(
 
 
 def _frontier(model: Model, spool: Spool, size: int, context: Context) -> Frontier:
-    assert context.calibration is not None, "the driver's preflight supplies calibration samples"
-    count = spool.fill(context.calibration, size)
-    return Frontier(model, spool, count, threads=context.threads, custom_op_libs=context.custom_op_libs)
+    count = spool.fill(context.samples, size)
+    return Frontier(model, spool, count, **context.runtime)
 
 
 def _leave(visit: Visit) -> None:

@@ -105,13 +105,13 @@ def run_passes(prepared: Prepared, listener: Listener) -> Passed:
         if context.data_mode == "none" and made is None and "calibration" in step.needs():
             with single_threaded_blas():
                 made = make_samples(prepared.original, context)
-            context.calibration = made.samples
+            context = replace(context, calibration=made.samples)
             listener.note(made.note)
         run, result, given = _attempt(prepared, step, model, outputs, cost, context)
         if run.status == "changed" and result is not None:
             model, outputs = result.model, given
             cost = measure(prepared, model)
-            context.damaged = context.damaged or not step.exact
+            context = replace(context, damaged=context.damaged or not step.exact)
         run = replace(run, after=cost, seconds=round(time.perf_counter() - start, 3))
         runs.append(run)
         listener.pass_finished(run)

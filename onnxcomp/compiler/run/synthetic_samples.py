@@ -36,8 +36,7 @@ from onnxcomp.numerics.synthetic import (
 )
 from onnxcomp.runtime.data.samples import Samples, open_samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT, input_specs
-from onnxcomp.runtime.observe import observe_shapes
-from onnxcomp.runtime.session import Session, SessionError
+from onnxcomp.runtime.session import SessionError
 
 __all__ = ["Made", "check_makeable", "make_samples"]
 
@@ -156,12 +155,7 @@ class _Maker:
         self.images = len(self.shape) == 3
         # Channels stand last where that is the only axis short enough to be one of colours.
         self.last = self.images and self.shape[2] <= 4 < self.shape[0]
-        feeds = {n: np.zeros(s, np.float32) for n, s in context.input_shapes.items()}
-        dtypes = {v.name: v.dtype for v in model.graph.inputs}
-        feeds = {name: array.astype(dtypes[name]) for name, array in feeds.items()}
-        self.shapes = observe_shapes(
-            model, feeds, threads=context.threads, custom_op_libs=context.custom_op_libs
-        )
+        self.shapes = context.shapes(model)
         self.goals = _goals(model, self.shapes)
 
     def make(self, rng: np.random.Generator) -> tuple[Array, str]:
@@ -275,7 +269,7 @@ class _Statistics:
         self.left_out = f"; not beyond {', '.join(found.stopped[:3])}" if found.stopped else ""
         self._main, self._others = main.name, others
         self._places = [int(np.prod(shapes[name])) // shapes[name][1] for name in found.sites]
-        self._session = Session(found.model, threads=context.threads, custom_op_libs=context.custom_op_libs)
+        self._session = context.session(found.model)
         self.fixed = main.shape[0] if main.shape and isinstance(main.shape[0], int) else 1
         each = 10 * sum(int(np.prod(shapes[name])) for name in found.sites) // self.fixed
         self._size = int(np.clip(STEP_BYTES // max(1, each), 1, 64))

@@ -13,7 +13,6 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.channel_pruning import ranking as module
 from onnxcomp.compiler.channel_pruning.ladder import Ladder, tiers
 from onnxcomp.compiler.channel_pruning.ranking import blank_ladders, obs_ladders, ranked_ladders
-from onnxcomp.compiler.repair import walk as repair
 from onnxcomp.compiler.repair.walk import collect_moments
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
@@ -195,7 +194,7 @@ def test_wide_readers_are_judged_by_their_channels_and_for_single_taps_that_is_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (exact,) = obs(plain())
-    monkeypatch.setattr(repair, "WIDEST", 7)
+    monkeypatch.setattr("onnxcomp.compiler.repair.refit.WIDEST", 7)
     monkeypatch.setattr(module, "WIDEST", 7)
     (rough,) = obs(plain())
     assert rough.order == exact.order
@@ -211,7 +210,7 @@ def test_wide_readers_with_several_taps_still_give_dead_channels_first(
     a, p = weights(1, 8, 3, 3, 3), weights(2, 8)
     p[5] = -1e3
     model = parse_model(text, {"a": a, "p": p})
-    monkeypatch.setattr(repair, "WIDEST", 8)
+    monkeypatch.setattr("onnxcomp.compiler.repair.refit.WIDEST", 8)
     monkeypatch.setattr(module, "WIDEST", 8)
     (found,) = obs(model)
     assert (found.order[0], found.costs[0]) == (5, 0.0)
@@ -240,7 +239,7 @@ def test_a_wide_reader_behind_flatten_counts_all_positions_of_a_channel(
         )
     )
     (exact,) = obs(model)
-    monkeypatch.setattr(repair, "WIDEST", 8)
+    monkeypatch.setattr("onnxcomp.compiler.repair.refit.WIDEST", 8)
     monkeypatch.setattr(module, "WIDEST", 8)
     (again,) = obs(model)
     assert set(exact.order) <= {0, 1, 2, 3}

@@ -16,7 +16,6 @@ from onnxcomp.compiler.channel_pruning.problem import Scene, open_scene
 from onnxcomp.compiler.channel_pruning.sensitivity_curves import Curve, measure_curves, measured_counts
 from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair import walk as repair
 from onnxcomp.compiler.repair.refit import Site, readers_ridge, refit_once
 from onnxcomp.compiler.repair.sites import kept_positions
 from onnxcomp.ir.graph import Array
@@ -172,7 +171,7 @@ def test_inputs_and_outputs_can_be_several_and_outputs_can_be_made_early() -> No
 def test_readers_too_wide_for_statistics_are_only_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(Plan((("conv", 5, 1), ("conv", 4, 1), ("activation", 0, 1)), "flatten", 1))
     refitted = measured(model)
-    monkeypatch.setattr(repair, "WIDEST", 100)
+    monkeypatch.setattr("onnxcomp.compiler.repair.refit.WIDEST", 100)
     bare = measured(model)
     (wide,) = [n for n in model.graph.nodes if n.is_op("Gemm")]
     assert linear_node(wide) is not None

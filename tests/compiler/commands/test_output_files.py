@@ -135,8 +135,8 @@ def test_large_models_keep_their_weights_beside_the_output(
     monkeypatch.setattr(driver, "save", lambda model, path: save(model, path, external_threshold=1000))
     onnxcomp.optimize(source, "remove-dead", output=tmp_path / "large.onnx", evaluation=str(data))
     assert names_in(tmp_path) == {"model.onnx", "data.npz", "large.onnx", "large.onnx.data"}
-    for module in ("judge", "loading"):
-        monkeypatch.setattr(f"onnxcomp.compiler.{module}.PIECE_LIMIT", 1000)
+    for module in ("conditions", "loading"):
+        monkeypatch.setattr(f"onnxcomp.compiler.run.{module}.PIECE_LIMIT", 1000)
     result = onnxcomp.optimize(
         tmp_path / "large.onnx",
         [Scale(by=1.5)],

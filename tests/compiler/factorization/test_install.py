@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -129,8 +130,7 @@ def test_blind_fits_say_so_and_use_no_samples() -> None:
     model = network()
     plan, places = plan_for(model, {"i": 3})
     log = PassLog()
-    context = context_for(model)
-    context.calibration = None
+    context = replace(context_for(model), calibration=None)
     made, errors = carry_out(
         model, plan, places, Repair("none", 1, {}, lambda name: False), context, default_shapes(model), log
     )

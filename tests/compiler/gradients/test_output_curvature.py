@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 def test_what_nothing_is_known_of_is_absent() -> None:
     assert weights(chain(), 1) == {}, "one sample says nothing"
-    context = context_for(chain())
-    context.calibration = None
+    context = replace(context_for(chain()), calibration=None)
     assert output_weights(chain(), [], context, default_shapes(chain())) == {}
     behind = parse_model(
         net(
