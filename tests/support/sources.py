@@ -61,10 +61,11 @@ def _source(path: Path) -> Source:
     return Source(relative, ".".join(parts), ast.parse(path.read_text(encoding="utf-8")))
 
 
-def imports(source: Source) -> Iterator[Import]:
-    """Yield what `source` imports, wherever in the file it does so."""
+@cache
+def imports(source: Source) -> tuple[Import, ...]:
+    """Return what `source` imports, wherever in the file it does so."""
     package = source.module if source.path.name == "__init__.py" else source.module.rpartition(".")[0]
-    yield from _imports(source.tree, package, late=False, typing=False)
+    return tuple(_imports(source.tree, package, late=False, typing=False))
 
 
 def _imports(node: ast.AST, package: str, *, late: bool, typing: bool) -> Iterator[Import]:
