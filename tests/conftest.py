@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxcomp.runtime.sandbox import Probe
+
 collect_ignore = ["support", "plugin/package"]
 
 
@@ -30,3 +32,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load files without a process of their own, which costs a second each and is tested elsewhere."""
+    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
+    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)

@@ -18,7 +18,6 @@ from onnxcomp.compiler.commands.bench import BenchReport
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.files import save
 from onnxcomp.ir.parse import parse_model
-from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import Session, SessionError
 from onnxcomp.runtime.start import Start
 from tests.support.quantized import Quantized
@@ -30,9 +29,6 @@ QUICK = "--rounds 2 --repeats 1 --warmup 0"
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with models of the same inputs and of others, without child processes."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     monkeypatch.setattr(benchmark, "start_fresh", lambda *_, **__: Start(0.012, 34_000_000))
     write("a.onnx", "(float[N,3,H,W] x) => (float[N,3,H,W] y)", "y = Relu(x)")
     write("b.onnx", "(float[N,3,H,W] x) => (float[N,3,H,W] y)", "h = Relu(x)  y = Sqrt(h)")

@@ -22,7 +22,6 @@ import onnxcomp
 from onnxcomp import passes
 from onnxcomp.cli.group import Command, clean
 from onnxcomp.cli.main import cli
-from onnxcomp.runtime.sandbox import Probe
 from tests.support.fakes import FAKES, write_classifier, write_data
 
 ROOT = Path(onnxcomp.__file__).parents[1]
@@ -31,11 +30,8 @@ ROOT = Path(onnxcomp.__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with a model and data, the fakes among the passes, no child process per model."""
-    monkeypatch.chdir(tmp_path)
     for name, target in FAKES.items():
         monkeypatch.setitem(passes.BUILTIN, name, target)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     write_data(tmp_path, samples=40)
     write_data(tmp_path, "labelled.npz", samples=40, labels=True)

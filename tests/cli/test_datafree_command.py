@@ -7,23 +7,13 @@ import shlex
 from pathlib import Path
 
 import onnx
-import pytest
 from click.testing import CliRunner, Result
 
 from onnxcomp.cli.main import cli
-from onnxcomp.runtime.sandbox import Probe
 from tests.support.pruning import ZOO
 
 JUDGED = f"--evaluation {shlex.quote(str(ZOO / 'digits_evaluation.npz'))}"
 EXACT = "fold-constants,fold-batchnorm,remove-dead"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without a child process per model."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def prune(net: str, options: str, rest: str) -> Result:

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from onnxcomp.cli.main import cli
-from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import SessionError
 from tests.support.pruning import ZOO
 
@@ -22,14 +21,6 @@ DATA = f"--calibration {shlex.quote(str(ZOO / 'digits_calibration.npz'))} --samp
 JUDGED = f"--evaluation {shlex.quote(str(ZOO / 'digits_evaluation.npz'))}"
 PIPELINE = "fold-constants,fold-batchnorm,remove-dead,prune-filters"
 NET = shlex.quote(str(ZOO / "digits_resnet.onnx"))
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without a child process per model."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def run(words: str, code: int = 0) -> Result:

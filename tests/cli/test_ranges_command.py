@@ -12,19 +12,10 @@ from click.testing import CliRunner
 
 from onnxcomp.cli.main import cli
 from onnxcomp.ir.files import load
-from onnxcomp.runtime.sandbox import Probe
 from tests.support.pruning import ZOO
 
 NET = shlex.quote(str(ZOO / "digits_resnet.onnx"))
 DATA = shlex.quote(str(ZOO / "digits_calibration.npz"))
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without a child process per model."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def optimize(out: str, rest: str = "", options: str = "", code: int = 0) -> str:

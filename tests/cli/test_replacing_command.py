@@ -17,21 +17,12 @@ from onnxcomp.cli.main import cli
 from onnxcomp.ir.files import save
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.proto import to_proto
-from onnxcomp.runtime.sandbox import Probe
 from tests.support.pruning import ZOO
 from tests.support.replacing import Clock
 from tests.support.text import net
 
 DATA = f"--calibration {shlex.quote(str(ZOO / 'digits_calibration.npz'))} --samples 64"
 JUDGED = f"--evaluation {shlex.quote(str(ZOO / 'digits_evaluation.npz'))}"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without a child process per model."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 def shipped(name: str) -> str:

@@ -17,7 +17,6 @@ from onnxcomp import passes
 from onnxcomp.cli.main import cli
 from onnxcomp.compiler.commands import sensitivity
 from onnxcomp.compiler.commands.sensitivity import Sensitivity
-from onnxcomp.runtime.sandbox import Probe
 from tests.support.fakes import FAKES, write_classifier, write_data
 from tests.support.pruning import ZOO
 
@@ -33,12 +32,9 @@ net (float[N, 3, 4, 4] image) => (float[N, 5] scores) <float[6, 3, 3, 3] first, 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with a model and data, the fakes among the passes, no child process per model."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     for name, target in FAKES.items():
         monkeypatch.setitem(passes.BUILTIN, name, target)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     write_data(tmp_path, samples=40)
 

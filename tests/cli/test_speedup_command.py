@@ -15,7 +15,6 @@ from onnxcomp.cli.main import cli
 from onnxcomp.compiler.run import conditions as judge
 from onnxcomp.errors import BudgetError
 from onnxcomp.ir.parse import parse_model
-from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.steady import Ratio
 from tests.support.fakes import write_classifier
@@ -38,9 +37,6 @@ class Clock:
 @pytest.fixture(name="clock", autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Work in a folder with a model, without a child process, by a made clock."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     clock = Clock()
     monkeypatch.setattr(judge, "steady_ratio", clock.ratio)
     write_classifier(tmp_path)

@@ -20,7 +20,6 @@ from onnxcomp.compiler.target.files import target_names
 from onnxcomp.errors import UsageError
 from onnxcomp.ir import Model
 from onnxcomp.ir.files import load, save
-from onnxcomp.runtime.sandbox import Probe
 from tests.compiler.target.test_lint import RIGHT, quantized
 from tests.support.fakes import classifier, write_classifier
 
@@ -42,10 +41,7 @@ class Quantizer(Pass):
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with a float and a quantized model, no child process per model."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(passes.BUILTIN, "quantizer", f"{__name__}:Quantizer")
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
     write_classifier(tmp_path)
     save(quantized(RIGHT["tensorrt"]), tmp_path / "signed.onnx")
 

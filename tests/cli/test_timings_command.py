@@ -16,20 +16,11 @@ from onnxcomp.analysis.cost import model_cost
 from onnxcomp.cli.main import cli
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.observe import observe_shapes
-from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.steady import Ratio
 from tests.support.pruning import ZOO
 
 NET = shlex.quote(str(ZOO / "digits_resnet.onnx"))
 STEPS = "fold-batchnorm,prune-filters{latency=0.7 criterion=l1 scope=uniform repair=none}"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, without a child process per model."""
-    monkeypatch.chdir(tmp_path)
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
 
 
 class Clock:

@@ -24,7 +24,6 @@ from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.prune_filters import PruneFilters
 from onnxcomp.runtime.data.samples import open_samples
 from onnxcomp.runtime.inputs import input_specs
-from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import Session
 from onnxcomp.testing import assert_valid, fingerprint
 from tests.support.pruning import ZOO, kept, share, zoo, zoo_context
@@ -247,11 +246,8 @@ def test_options_that_cannot_go_together_are_refused(step: PruneFilters, message
         ("ratio=0.5", "with criterion=l2 repair=none it needs none"),
     ],
 )
-def test_without_samples_the_way_out_is_named(
-    options: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = Probe(None, True, True, "", {}, {}, 17, None, None, ())
-    monkeypatch.setattr("onnxcomp.compiler.run.loading.probe", lambda *_, **__: seen)
+@pytest.mark.usefixtures("no_child_process")
+def test_without_samples_the_way_out_is_named(options: str, way_out: str, tmp_path: Path) -> None:
     words = f"optimize {shlex.quote(str(ZOO / 'digits_mlp.onnx'))} -o {shlex.quote(str(tmp_path / 'o.onnx'))}"
     result = CliRunner().invoke(cli, shlex.split(f"{words} --passes 'prune-filters{{{options}}}' -q"))
     assert result.exit_code == 2
