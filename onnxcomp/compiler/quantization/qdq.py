@@ -1,8 +1,9 @@
 """Edits that put QuantizeLinear and DequantizeLinear into a graph.
 
-The dequantized value takes over the name of the value it stands for, so that its readers, graph outputs and subgraphs
-read on; what the node itself makes is then called `NAME__float`. Where somebody is to go on reading what was made in
-float, the names are the other way round: the dequantized value is called `NAME__dq`. Weights, scales and zero points that are equal are
+The dequantized value takes over the name of the value it stands for, so that its readers and graph outputs read on; what
+the node itself makes is then called `NAME__float`. Where somebody is to go on reading what was made in float, the names are
+the other way round: the dequantized value is called `NAME__dq`. Subgraphs always do: onnxruntime 1.32 aborts the process
+when a body of If, Loop or Scan reads what a DequantizeLinear outside makes. Weights, scales and zero points that are equal are
 stored once.
 """
 
@@ -48,21 +49,32 @@ def quantize_values(
     """
     parameters = _Parameters(model.graph)
     known = model.graph.values()
+    captured = model.graph.captured()
     for name, affine in values.items():
         value = known[name]
         assert isinstance(value, Variable), f"{name} is a constant"
         kept = integers is not None and _stays_float(model.graph, value, integers, outputs)
-        _pair(model, value, affine, parameters, integers if kept else None)
+        named = value.producer is None or kept or name in captured
+        _pair(model, value, affine, parameters, integers if kept else None, keeps_name=named)
 
 
 def _pair(
-    model: Model, value: Variable, affine: Affine, parameters: _Parameters, integers: Collection[str] | None
+    model: Model,
+    value: Variable,
+    affine: Affine,
+    parameters: _Parameters,
+    integers: Collection[str] | None,
+    *,
+    keeps_name: bool,
 ) -> None:
-    """Put one pair behind `value`, for all its readers or, given `integers`, for those among them."""
+    """Put one pair behind `value`, for all its readers or, given `integers`, for those among them.
+
+    With `keeps_name` the name stays with what was made in float; a graph input always keeps its own.
+    """
     graph, name = model.graph, value.name
     maker = value.producer
     stored = Variable(graph.fresh_name(f"{name}__q"), np.dtype(affine.grid.dtype), value.shape)
-    if maker is None or integers is not None:
+    if maker is None or keeps_name:
         # What stays as it is keeps its name, so the readers of integers are told the new one.
         real = Variable(graph.fresh_name(f"{name}__dq"), value.dtype, value.shape)
         for node, index in list(graph.uses(value)):

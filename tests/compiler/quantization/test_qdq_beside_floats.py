@@ -53,3 +53,17 @@ def test_an_output_of_the_graph_is_rounded_only_where_the_target_wants_that() ->
         output = next(v for v in model.graph.outputs if v.name == "h")
         assert output.producer is not None and output.producer.op == maker
         assert [v.name for v in model.graph.outputs] == ["y", "h"]
+
+
+def test_the_body_of_an_if_reads_the_float_value_for_onnxruntime_dies_of_a_dequantized_one() -> None:
+    body = (
+        "h = Relu(x)  p = MatMul(h, w)  s = ReduceSum<keepdims = 0>(x)  c = Cast<to = 9>(s)  "
+        "z = If (c) <then_branch = g () => (float[N, 4] a) { a = Neg(h) }, else_branch = k () => (float[N, 4] b) "
+        "{ b = Abs(h) }>  y = Add(p, z)"
+    )
+    model = stored({"Relu", "MatMul"}, body)
+    assert reads(model, "MatMul", 0) == "DequantizeLinear"
+    assert model.graph.values()["h"].producer.op == "Relu"  # type: ignore[union-attr]
+    x = np.abs(X)
+    (y,) = Session(model).run({"x": x}).values()
+    assert np.abs(y - (x - x)).max() <= 1 / 255 + 1e-6
