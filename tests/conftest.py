@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+# It also turns off the telemetry of onnxruntime, which some tests import themselves.
 from onnxcomp.runtime.sandbox import Probe
 
 collect_ignore = ["support", "plugin/package"]
