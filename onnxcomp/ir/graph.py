@@ -80,7 +80,11 @@ def frozen(values: Array) -> Array:
 
 
 class Node(gs.Node):
-    """One operator call. `captures` names the outer values that its subgraphs read, `scoped` those they define."""
+    """One operator call. `captures` names the outer values that its subgraphs read, `scoped` those they define.
+
+    `attr_docs` are the doc strings of attributes, `empty_lists` the types of those that are empty lists, by name: they
+    come to nothing, and are written again.
+    """
 
     __hash__ = object.__hash__
 
@@ -96,6 +100,8 @@ class Node(gs.Node):
         super().__init__(op, name, dict(attrs or {}), list(inputs), list(outputs), domain)
         self.captures: tuple[str, ...] = ()
         self.scoped: frozenset[str] = frozenset()
+        self.attr_docs: dict[str, str] = {}
+        self.empty_lists: dict[str, int] = {}
         self.doc_string = ""
         self.metadata: dict[str, str] = {}
         self.overload = ""

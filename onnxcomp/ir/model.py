@@ -105,6 +105,7 @@ def _clone_node(node: Node, twin: Any) -> Node:
     attrs = {name: list(value) if isinstance(value, list) else value for name, value in node.attrs.items()}
     new = Node(node.op, node.name, attrs, inputs, outputs, node.domain)
     new.captures, new.scoped = node.captures, node.scoped
+    new.attr_docs, new.empty_lists = dict(node.attr_docs), dict(node.empty_lists)
     new.doc_string = node.doc_string
     new.metadata = dict(node.metadata)
     new.overload = node.overload

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+)
 
 from onnxcomp.errors import ModelError
-from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, frozen, is_default_domain
+from onnxcomp.ir.attributes import read_attributes, write_attribute
+from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, is_default_domain
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.scopes import captures, scoped
 from onnxcomp.ir.tensors import TensorReader, numpy_dtype, read_sparse, write_tensor
@@ -35,13 +45,11 @@ TensorWriter: TypeAlias = Callable[[Constant], TensorProto]
 SKELETON_LIMIT = 1024
 """Constants with more elements than this become typed inputs in a skeleton: shape arithmetic never needs them."""
 
+_SMALL_SPARSE = 2**16
+"""Elements up to which a sparse tensor of a Constant node is held dense whatever it stores."""
+
 _SIZES = (np.dtype(np.int32), np.dtype(np.int64))
 """What shape arithmetic computes with."""
-
-_LISTS = {
-    AttributeProto.FLOATS: "floats",
-    AttributeProto.INTS: "ints",
-}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -117,7 +125,7 @@ def _read_graph(model: Model, proto: GraphProto, read: TensorReader) -> None:
         which = repr(overridable[0]) + (f" and {len(overridable) - 1} more" if len(overridable) > 1 else "")
         model.notes.append(f"inputs with a stored value are treated as weights: {which}")
         model.ir_version = max(model.ir_version, 4)
-    nodes = [_read_node(n, read) for n in _lift_constants(model, proto.node, read, values)]
+    nodes = [_read_node(model, n, read) for n in _lift_constants(model, proto.node, read, values)]
     for node, source in nodes:
         for name in source.output:
             _check_new(name, values)
@@ -195,57 +203,44 @@ def _constant_value(node: NodeProto, read: TensorReader) -> Array | None:
     if len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
-    match attribute.name:
-        case "value":
+    match attribute.name, attribute.type:
+        case "value", AttributeProto.TENSOR:
             return read(attribute.t)
-        case "value_float":
+        case "sparse_value", AttributeProto.SPARSE_TENSOR if _worth_unfolding(attribute.sparse_tensor):
+            return read_sparse(attribute.sparse_tensor, read)
+        case "value_float", AttributeProto.FLOAT:
             return np.array(attribute.f, np.float32)
-        case "value_floats":
+        case "value_floats", AttributeProto.FLOATS:
             return np.array(list(attribute.floats), np.float32)
-        case "value_int":
+        case "value_int", AttributeProto.INT:
             return np.array(attribute.i, np.int64)
-        case "value_ints":
+        case "value_ints", AttributeProto.INTS:
             return np.array(list(attribute.ints), np.int64)
         case _:
             return None
 
 
-def _read_node(proto: NodeProto, read: TensorReader) -> tuple[Node, NodeProto]:
+def _worth_unfolding(sparse: SparseTensorProto) -> bool:
+    """Return whether holding `sparse` as a dense array costs little: a few bytes may declare any size."""
+    return bool(math.prod(sparse.dims) <= max(_SMALL_SPARSE, 4 * math.prod(sparse.values.dims)))
+
+
+def _read_node(model: Model, proto: NodeProto, read: TensorReader) -> tuple[Node, NodeProto]:
     label = proto.name or proto.op_type
     if not proto.op_type:
         raise ModelError(f"node {label!r} names no operator")
     if not any(proto.output):
         raise ModelError(f"node {label!r} has no outputs; it computes nothing")
-    attrs = {a.name: _read_attribute(a, read) for a in proto.attribute}
-    if len(attrs) != len(proto.attribute):
-        raise ModelError(f"node {label!r} has two attributes of one name")
-    node = Node(proto.op_type, proto.name, attrs, domain=_domain(proto.domain) or None)
+    domain = _domain(proto.domain)
+    node = Node(proto.op_type, proto.name, domain=domain or None)
+    own = any((f.domain, f.name) == (proto.domain, proto.op_type) for f in model.functions)
+    read_attributes(node, proto, read, model.opset_imports.get(domain, 1), known=not own)
     node.captures = tuple(dict.fromkeys(captures(proto)))
     node.scoped = frozenset(scoped(proto))
     node.doc_string = proto.doc_string
     node.metadata = {p.key: p.value for p in proto.metadata_props}
     node.overload = proto.overload
     return node, proto
-
-
-def _read_attribute(attribute: AttributeProto, read: TensorReader) -> Any:
-    """Return a plain value for the kinds passes read; everything else stays the AttributeProto it is."""
-    if not attribute.ref_attr_name and not attribute.doc_string:
-        match attribute.type:
-            case AttributeProto.FLOAT:
-                return attribute.f
-            case AttributeProto.INT:
-                return attribute.i
-            case AttributeProto.FLOATS | AttributeProto.INTS if getattr(attribute, _LISTS[attribute.type]):
-                return list(getattr(attribute, _LISTS[attribute.type]))
-            case AttributeProto.STRING:
-                try:
-                    return attribute.s.decode()
-                except UnicodeDecodeError:
-                    return _copy(attribute)
-            case AttributeProto.TENSOR if attribute.t.data_type != TensorProto.STRING:
-                return frozen(read(attribute.t))
-    return _copy(attribute)
 
 
 def _read_outputs(model: Model, proto: GraphProto, values: dict[str, Value]) -> None:
@@ -418,14 +413,8 @@ def write_node(node: Node) -> NodeProto:
     for key, value in node.metadata.items():
         proto.metadata_props.add(key=key, value=value)
     for name, value in node.attrs.items():
-        proto.attribute.append(_write_attribute(name, value))
+        proto.attribute.append(write_attribute(name, value, node.attr_docs.get(name, "")))
+    for name, kind in node.empty_lists.items():
+        if name not in node.attrs:
+            proto.attribute.add(name=name, type=kind, doc_string=node.attr_docs.get(name) or None)
     return proto
-
-
-def _write_attribute(name: str, value: Any) -> AttributeProto:
-    if isinstance(value, AttributeProto):
-        return value
-    if isinstance(value, np.ndarray):
-        return AttributeProto(name=name, type=AttributeProto.TENSOR, t=write_tensor(value, ""))
-    attribute: AttributeProto = onnx.helper.make_attribute(name, value)
-    return attribute

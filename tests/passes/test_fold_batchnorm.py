@@ -6,6 +6,7 @@ import pytest
 from onnxcomp.compiler.passbase import Context, PassResult
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
+from onnxcomp.ir.proto import from_proto, to_proto
 from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.testing import check_pass
 from tests.support.text import net
@@ -348,3 +349,11 @@ def test_weights_that_a_subgraph_captures_are_copied() -> None:
     )
     result = check_pass(FOLD, text, changed=True, removed=["BatchNormalization"])
     assert {"w", "w__fold-batchnorm"} <= set(result.model.graph.constants)
+
+
+def test_doc_strings_of_attributes_are_in_nobodys_way() -> None:
+    body = "h = Conv<strides=[2,2]>(x, w)  y = BatchNormalization<epsilon=0.001>(h, s, b, m, v)"
+    proto = to_proto(parse_model(net(IMAGE, f"float[4,3,1,1] w, {BN}", body)))
+    for attribute in (a for node in proto.graph.node for a in node.attribute):
+        attribute.doc_string = "said by the exporter"
+    assert run(from_proto(proto)).changed
