@@ -1,6 +1,6 @@
 """Runs the command line: `python -m onnxcomp`."""
 
-from onnxcomp.cli.main import main
+from onnxcomp.cli.supervise import main
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,7 @@ from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import to_proto
+from onnxcomp.ir.temporary import prefix
 from onnxcomp.presets import DEFAULT, preset
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def bench(
         custom_op_libs=tuple(custom_op_libs),
         allow_links=allow_links,
     )
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix()) as folder:
         files: dict[str, Path] = {}
         for number, given in enumerate(models, 1):
             held, path = _model(given)

@@ -77,8 +77,10 @@ class Commands(Group):
                 )
                 code = done if isinstance(done, int) else 0
             sys.stdout.flush()
-        except click.Abort:
-            code = self._fail(INTERRUPTED, "interrupted; nothing was written")
+        except (click.Abort, KeyboardInterrupt) as problem:
+            # SIGTERM and SIGHUP come as an interrupt with an exit code of its own, which click wraps.
+            asked = problem if isinstance(problem, KeyboardInterrupt) else problem.__cause__
+            code = self._fail(getattr(asked, "exit_code", INTERRUPTED), "interrupted; nothing was written")
         except click.ClickException as problem:
             problem.show()
         except OnnxcompError as problem:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from onnxcomp.cli.group import clean
+from onnxcomp.cli.supervise import note_stage
 from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.run.pipeline import Listener
 from onnxcomp.compiler.run.report import PassRun
@@ -68,6 +69,7 @@ class Teller(Listener):
     def stage(self, text: str) -> None:
         """Tell that something other than a pass begins."""
         self._prefix = ""
+        note_stage(text)
         self._show(clean(text), 0, 0)
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -78,6 +80,7 @@ class Teller(Listener):
         """Tell that a pass begins."""
         self._prefix = f"[{number}/{total}] {step.name}: "
         self._told = time.monotonic()
+        note_stage(f"{step.name} was running")
         self._show(self._prefix.rstrip(": "), 0, 0)
 
     def pass_finished(self, run: PassRun) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from onnxcomp.errors import UsageError
+from onnxcomp.ir.temporary import temporary_name
 
 __all__ = ["check_output", "publish", "replacing"]
 
@@ -65,7 +65,7 @@ def replacing(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     Raises:
         UsageError: in place of an OSError (full disk, no permission), with the system's reason.
     """
-    temporary = [path.with_name(f".onnxcomp-{secrets.token_hex(8)}.tmp") for path in paths]
+    temporary = [path.with_name(temporary_name(".tmp")) for path in paths]
     streams: list[BinaryIO] = []
     try:
         # Not tempfile: its files are private to the user, and what replaces OUT shall have the usual permissions.
@@ -131,7 +131,7 @@ def _keep(final: Path) -> Path | None:
     """Return a second name for the file `final`, None where there is no such file."""
     if not os.path.lexists(final):
         return None
-    kept = final.with_name(f".onnxcomp-{secrets.token_hex(8)}.old")
+    kept = final.with_name(temporary_name(".old"))
     try:
         kept.hardlink_to(final)
     except OSError:

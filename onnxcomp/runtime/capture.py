@@ -13,6 +13,7 @@ from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
+from onnxcomp.ir.temporary import prefix
 from onnxcomp.numerics.arrays import Array
 from onnxcomp.runtime.session import Session
 
@@ -40,7 +41,7 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxcomp-")
+        self._folder = tempfile.TemporaryDirectory(prefix=prefix())
         self._index: dict[str, list[tuple[int, tuple[int, ...], np.dtype[Any]]]] = {}
         self._files: dict[str, Any] = {}
 

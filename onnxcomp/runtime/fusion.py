@@ -17,6 +17,7 @@ from onnxcomp.ir.files import save
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import ABSORBED, LAYOUT, LINEAR, UNCOUNTED
 from onnxcomp.ir.skim import SkimNode, SkimValue, skim, skim_bytes
+from onnxcomp.ir.temporary import prefix
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.unfused import is_float, is_narrow, why_unfused
@@ -88,7 +89,7 @@ def optimized_nodes(model: Model, *, custom_op_libs: Sequence[str] = ()) -> list
     Raises:
         SessionError: where onnxruntime cannot load the model.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix()) as folder:
         target = Path(folder) / "optimized.onnx"
         source: Model | str = model
         if model.weight_bytes > PIECE_LIMIT:

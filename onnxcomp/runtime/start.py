@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.ir.temporary import prefix
 from onnxcomp.runtime.sandbox import run_child
 from onnxcomp.runtime.session import SessionError
 
@@ -49,7 +50,7 @@ def start_fresh(
     Raises:
         SessionError: where the model does not load or run there, or takes more than `timeout` seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix()) as folder:
         stored = Path(folder) / "feeds.npz"
         keys = {name: f"a{number}" for number, name in enumerate(feeds)}
         arrays: dict[str, Any] = {keys[name]: _plain(array) for name, array in feeds.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +225,19 @@ class Stall(Pass):
 
 
 @dataclass(frozen=True)
+class Die(Pass):
+    """Die of a signal, as native code does that divides by zero or aborts."""
+
+    name = "die"
+    of: str = option("SIGFPE", "name of the signal")
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        os.kill(os.getpid(), signal.Signals[self.of])
+        time.sleep(60)
+        return PassLog().result(model)
+
+
+@dataclass(frozen=True)
 class Last(Pass):
     """A pass that belongs behind quantization."""
 
@@ -235,6 +250,6 @@ class Last(Pass):
 
 FAKES = {
     kind.name: f"tests.support.fakes:{kind.__name__}"
-    for kind in (Scale, Nudge, Breaker, Raiser, FallShort, Grow, Needy, Stall, Last)
+    for kind in (Scale, Nudge, Breaker, Raiser, FallShort, Grow, Needy, Stall, Die, Last)
 }
 """What `onnxcomp.passes.BUILTIN` must hold for the command line to know these passes."""

@@ -35,6 +35,7 @@ from onnxcomp.ir.check import serialized_bytes
 from onnxcomp.ir.convert import minimum_ir_version
 from onnxcomp.ir.files import save
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.temporary import prefix, remove_leftovers
 from onnxcomp.runtime.compare import Comparison
 from onnxcomp.runtime.session import SessionError
 
@@ -79,6 +80,7 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     """
     listener = listener or Listener()
     start = time.perf_counter()
+    remove_leftovers(prepared.request.output.parent if prepared.request.output else None)
     for note in (*prepared.loaded.notes, *prepared.verifier.notes):
         listener.note(note)
     passed = run_passes(prepared, listener)
@@ -169,7 +171,7 @@ def _judged(
 def _folder_beside(path: Path) -> Iterator[Path]:
     """Make a folder in the folder of `path`, where renaming is atomic; it is gone when the block ends."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{prefix()}", dir=path.parent))
     except OSError as problem:
         raise UsageError(f"cannot write into {path.parent}: {problem.strerror or problem}") from problem
     try:
