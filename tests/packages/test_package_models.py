@@ -16,10 +16,10 @@ from onnx import GraphProto, ModelProto
 
 import onnxcomp
 from onnxcomp.api import Optimized
+from tools.bench.peers import samples_of
+from tools.bench.quantize_zoo import QUANTIZE
 from tools.package_inputs import file_bytes, pages, scenes, text_lines, tokens
 from tools.package_zoo import ENTRIES, Entry, write_samples
-from tools.quantize_package_zoo import QUANTIZE
-from tools.quantize_peers import samples_of
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.ir.segment import model_bytes
 from onnxcomp.passes.fold_constants import FoldConstants
 from onnxcomp.testing import assert_valid
-from tools.bench_simplify import EXACT, simplified, zoo
+from tools.bench.simplify import EXACT, simplified, zoo
 from tools.light_zoo import light_paths, networks_in, random_feeds, relative_error, run_as_written
 
 BEST_PEER = {
@@ -40,7 +40,7 @@ BEST_PEER = {
     "digits_shufflenet": 71,
     "digits_unet": 30,
 }
-"""Nodes that the better of onnxslim 0.1.98 and onnxsim 0.8.1 leaves; `tools/bench_simplify.py` measures them anew."""
+"""Nodes that the better of onnxslim 0.1.98 and onnxsim 0.8.1 leaves; `tools/bench/simplify.py` measures them anew."""
 
 LARGE = {"light_bvlc_alexnet", "light_resnet50", "light_vgg19", "light_zfnet512"}
 """Models of hundreds of megabytes."""

@@ -40,7 +40,7 @@ def test_a_run_of_the_whole_command_leaves_no_record_of_its_use(tmp_path: Path) 
     assert [path for name in ("home", "tmp") for path in (tmp_path / name).rglob("*")] == []
 
 
-@pytest.mark.parametrize("first", ["onnxcomp.runtime.session", "onnxcomp.api", "tools.quantize_peers"])
+@pytest.mark.parametrize("first", ["onnxcomp.runtime.session", "onnxcomp.api", "tools.bench.peers"])
 def test_the_switch_is_set_before_onnxruntime_is_imported(tmp_path: Path, first: str) -> None:
     code = (
         "import builtins, os\n"

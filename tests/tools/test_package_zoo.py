@@ -12,11 +12,11 @@ from onnx import TensorProto, numpy_helper
 
 import onnxcomp
 from onnxcomp.errors import UsageError
-from tools import quantize_package_zoo
-from tools.child_usage import Usage
+from tools.bench import quantize_zoo as quantize_package_zoo
+from tools.bench.child import Usage
+from tools.bench.quantize_zoo import peer_entry, quantize_entry
 from tools.package_inputs import RATE, file_bytes, pages, scenes, sound, text_lines, tokens, windows
 from tools.package_zoo import ENTRIES, Entry, with_float_weights, write_samples
-from tools.quantize_package_zoo import peer_entry, quantize_entry
 
 ZOO = Path(__file__).parents[2] / "models"
 

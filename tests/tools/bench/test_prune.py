@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tools import bench_prune
-from tools.bench_prune import Figure, Result, Setting, figures, measure, measure_latency, pipeline, spread
-from tools.child_usage import Usage
-from tools.prune_cases import CASES, RAW, Case
+from tools.bench import prune as bench_prune
+from tools.bench.child import Usage
+from tools.bench.prune import Figure, Result, Setting, figures, measure, measure_latency, pipeline, spread
+from tools.bench.prune_cases import CASES, RAW, Case
 
-ZOO = Path(__file__).parents[2] / "models"
+ZOO = Path(__file__).parents[3] / "models"
 CHEAP = {"criterion": "l1", "repair": "none", "scope": "uniform"}
 MLP = Case("mlp-50", "digits_mlp", {"macs": "0.5", **CHEAP}, accuracy=10.0, seconds=1e6)
 NAMES = {case.name: case for case in CASES}

@@ -1,4 +1,4 @@
-"""How `tools.bench_structure` prints what it measured."""
+"""How `tools.bench.structure` prints what it measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench_prune import Figure
-from tools.structure_runs import STRUCTURAL, Result, drop_of
+from tools.bench.prune import Figure
+from tools.bench.structure_runs import STRUCTURAL, Result, drop_of
 
 __all__ = ["forms_text", "line_of", "number", "show_memory", "show_results", "show_speed", "show_spread"]
 

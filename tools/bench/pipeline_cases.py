@@ -1,4 +1,4 @@
-"""What `tools.try_pipelines` tries: networks, and the pipelines of all lossy passes that are run on each."""
+"""What `tools.bench.pipelines` tries: networks, and the pipelines of all lossy passes that are run on each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.quantize_cases import ZOO
+from tools.bench.quantize_cases import ZOO
 
 __all__ = ["FOLDED", "NETWORKS", "USUAL", "Network", "Try", "tries_for"]
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
-from tools import pipeline_cases, structure_runs, try_pipelines
-from tools.bench_prune import EXACT
-from tools.child_usage import Usage
-from tools.pipeline_cases import FOLDED, NETWORKS, USUAL, Network, Try, tries_for
-from tools.quantize_cases import ZOO
-from tools.structure_runs import Result
-from tools.try_pipelines import Entry, Subject, best_for, gains, try_all
+from tools.bench import pipeline_cases, structure_runs
+from tools.bench import pipelines as try_pipelines
+from tools.bench.child import Usage
+from tools.bench.pipeline_cases import FOLDED, NETWORKS, USUAL, Network, Try, tries_for
+from tools.bench.pipelines import Entry, Subject, best_for, gains, try_all
+from tools.bench.prune import EXACT
+from tools.bench.quantize_cases import ZOO
+from tools.bench.structure_runs import Result
 
 MADE = Result("a", "", 0, 0, 30.0, 40.0, 5 * 10**8, accuracy_before=92.0)
 MLP = NETWORKS["digits-mlp"]

@@ -1,4 +1,4 @@
-"""What `tools.bench_structure` and `tools.try_pipelines` measure: one run of the whole command, and its time afterwards."""
+"""What `tools.bench.structure` and `tools.bench.pipelines` measure: one run of the whole command, and its time afterwards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import onnxcomp
 from onnxcomp.runtime.bench import batch_feeds
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.steady import steady_ratio
-from tools import bench_prune
-from tools.bench_prune import EXACT, ROOT, Bound, Figure
-from tools.child_usage import Usage, run_measured
-from tools.structure_cases import Case
+from tools.bench import prune as bench_prune
+from tools.bench.child import Usage, run_measured
+from tools.bench.prune import EXACT, ROOT, Bound, Figure
+from tools.bench.structure_cases import Case
 
 __all__ = [
     "GOALS",

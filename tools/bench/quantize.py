@@ -1,11 +1,11 @@
 """Quantize trained networks with the whole command and with onnxruntime's own quantizer, and print both side by side.
 
-    python -m tools.bench_quantize [--rows NAME,...] [--candidates ours,percentile,minmax] [--samples N] [--options TEXT]
+    python -m tools.bench quantize [--rows NAME,...] [--candidates ours,percentile,minmax] [--samples N] [--options TEXT]
                                    [--calibration-cost] [--memory] [--no-latency] [--threads N] [--shared FOLDER]
                                    [--keep FOLDER] [--json FILE]
 
 Every candidate is quantized by one process of its own (ours is `python -m onnxcomp optimize`, the peers are
-`tools.quantize_peers`) from the same file and the same calibration samples; wall time, CPU time and peak memory are
+`tools.bench.peers`) from the same file and the same calibration samples; wall time, CPU time and peak memory are
 measured from outside. All are then judged on the evaluation samples against the float original, and timed beside it in
 turns: batch 1, one thread. The networks and data are those of `../shared` or `--shared`, and those of `models/`. Exit code 1
 where a figure is missed or a run fails.
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.bench_output import write_document
-from tools.quantize_cases import CASES, Case
-from tools.quantize_runs import (
+from tools.bench.document import write_document
+from tools.bench.quantize_cases import CASES, Case
+from tools.bench.quantize_runs import (
     CANDIDATES,
     Cost,
     Memory,
@@ -34,11 +34,11 @@ from tools.quantize_runs import (
     measure,
     measure_memory,
 )
-from tools.quantize_tables import show_costs, show_memory, show_rows
+from tools.bench.quantize_tables import show_costs, show_memory, show_rows
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +170,3 @@ def _measure_memory(
         found.append(measure_memory(case, setting))
     show_memory(console, found)
     return {"memory": [asdict(one) | {"met": one.met} for one in found]}, all(one.met for one in found)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

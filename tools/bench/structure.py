@@ -1,10 +1,10 @@
 """Split and substitute layers of trained networks with the whole command; print what was reached beside what is to be reached.
 
-    python -m tools.bench_structure [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--passes TEXT]
+    python -m tools.bench structure [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--passes TEXT]
                                     [--options TEXT] [--time-all | --no-latency] [--memory | --speed] [--threads N]
                                     [--shared FOLDER] [--keep FOLDER] [--json FILE]
 
-Every row (see `tools.structure_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
+Every row (see `tools.bench.structure_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
 memory are measured from outside, accuracy and costs are read from the run's report, and in the rows about time the file that
 was written is timed beside the folded original afterwards, in one process, in turns: batch 1, one thread. The networks and
 data are those of `../shared` or `--shared`, and those of `models/`; no labels reach the passes, and nothing is trained. Exit
@@ -23,11 +23,11 @@ from rich.console import Console
 
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError
-from tools.bench_output import write_document
-from tools.bench_prune import EXACT, FLAT, ROOT, Figure, spread
-from tools.structure_cases import CASES, MEMORY_ROWS, MEMORY_SAMPLES, SPEED_ROWS, Case
-from tools.structure_runs import Result, Setting, measure, pipeline
-from tools.structure_tables import line_of, show_memory, show_results, show_speed, show_spread
+from tools.bench.document import write_document
+from tools.bench.prune import EXACT, FLAT, ROOT, Figure, spread
+from tools.bench.structure_cases import CASES, MEMORY_ROWS, MEMORY_SAMPLES, SPEED_ROWS, Case
+from tools.bench.structure_runs import Result, Setting, measure, pipeline
+from tools.bench.structure_tables import line_of, show_memory, show_results, show_speed, show_spread
 
 __all__ = ["main"]
 
@@ -229,7 +229,3 @@ def _record(result: Result) -> dict[str, object]:
 
 def _figure(figure: Figure) -> dict[str, object]:
     return asdict(figure) | {"met": figure.met}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Measure what pruning is worth in time: pruned ResNets beside the original file, the folded one, and a peer's.
 
-    python -m tools.bench_latency [--rows NAME,...] [--align 1,8,16] [--batches 1,32] [--samples N] [--quick]
+    python -m tools.bench latency [--rows NAME,...] [--align 1,8,16] [--batches 1,32] [--samples N] [--quick]
                                   [--rounds N] [--repeats N] [--threads N] [--shared FOLDER] [--json FILE]
 
 All candidates of a network run in one process, in turns (see `onnxcomp.runtime.bench`); ratios are to the original file.
@@ -29,11 +29,11 @@ from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.bench import Benchmark, batch_feeds, bench_models
 from onnxcomp.runtime.observe import observe_shapes
-from tools.bench_output import write_document
+from tools.bench.document import write_document
 
 __all__ = ["JUDGED", "ROWS", "TARGET", "Candidate", "Plan", "Row", "candidates", "measure", "peer"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 TARGET = 0.80
 """Latency of a ResNet with half its MACs to that of the original file, which is to be reached at every batch size."""
@@ -289,7 +289,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         write_document(options.json, "latency", {"quick": plan.quick, "rows": [_record(row) for row in rows]})
     return 1 if any(row.met is False for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

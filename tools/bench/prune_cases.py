@@ -1,4 +1,4 @@
-"""The rows of `tools.bench_prune`: networks, what may remain of them, and what is to be reached."""
+"""The rows of `tools.bench.prune`: networks, what may remain of them, and what is to be reached."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compare the criteria of prune-filters: accuracy against remaining MACs, with repair and without, as table and picture.
 
-    python -m tools.compare_criteria [--quick] [--criteria NAME,...] [--shares X,...] [--draw-only]
+    python -m tools.bench criteria [--quick] [--criteria NAME,...] [--shares X,...] [--draw-only]
                                      [--samples N] [--threads N] [--shared FOLDER] [--folder FOLDER]
 
 Every cell is one call of `onnxcomp.optimize`, judged on all evaluation images. The folder (`docs`) gets `criteria.json`,
@@ -26,8 +26,8 @@ import onnxcomp
 from onnxcomp.api import Optimized
 from onnxcomp.errors import BudgetError
 from onnxcomp.runtime.data.preprocess import Preprocess
-from tools.bench_output import write_document
-from tools.criteria_picture import Curve, Panel, draw
+from tools.bench.criteria_picture import Curve, Panel, draw
+from tools.bench.document import write_document
 
 __all__ = [
     "CRITERIA",
@@ -46,7 +46,7 @@ __all__ = [
     "section",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 EXACT = "fold-constants,fold-batchnorm,remove-dead"
 
@@ -222,7 +222,7 @@ def section(outcomes: Sequence[Outcome]) -> str:
         f"Top-1 accuracy on all {_words(images)} evaluation images against the share of multiply-accumulates that "
         f"remains, with `scope=uniform`, {_words(samples)} calibration images and seed 0. Repair is "
         f"`{REPAIRS['with repair']}`: the joint refinement, which every criterion gets alike, is left out because it takes "
-        "most of the time. The best of a column is in bold. Made by `python -m tools.compare_criteria`; the figures are in "
+        "most of the time. The best of a column is in bold. Made by `python -m tools.bench criteria`; the figures are in "
         "[criteria.json](criteria.json)."
     )
     picture = "![accuracy against remaining MACs, one line per criterion](criteria.png)"
@@ -368,7 +368,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     publish(folder, list(outcomes.values()))
     print(folder / "results.md")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.ir.parse import parse_model
 from tests.support.text import net
-from tools.check_latency_model import Row, main, plans
+from tools.bench.latency_model import Row, main, plans
 
 NET = parse_model(
     net(

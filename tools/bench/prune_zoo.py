@@ -1,7 +1,7 @@
 """Prune the architectures of the onnx package's light zoo to a share of their MACs, and hold each against its oracle.
 
-    python -m tools.prune_light_zoo
-    python -m tools.prune_light_zoo light_shufflenet --macs 0.4
+    python -m tools.bench prune-zoo
+    python -m tools.bench prune-zoo light_shufflenet --macs 0.4
 
 The weights are random, so that nothing is said of accuracy: what is shown is that the channels of these graphs can go at
 all (dense concatenations, inceptions, channel shuffles between grouped convolutions), and that what is left computes
@@ -201,7 +201,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if outcome.shortfall:
             console.print(f"{outcome.model}: {outcome.shortfall}", markup=False, soft_wrap=True)
     return 0 if all(outcome.met(options.macs) for outcome in outcomes) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ import pytest
 
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.passes.prune_filters import PruneFilters
-from tools import compare_criteria as module
-from tools.compare_criteria import (
+from tools.bench import criteria as module
+from tools.bench.criteria import (
     CRITERIA,
     NETS,
     QUICK,
@@ -27,7 +27,7 @@ from tools.compare_criteria import (
     renewed,
     section,
 )
-from tools.criteria_picture import COLOURS, MARKERS, draw, spread_apart
+from tools.bench.criteria_picture import COLOURS, MARKERS, draw, spread_apart
 
 CELL = Cell("net", "apoz", 0.5, "with repair", 64)
 

@@ -1,4 +1,4 @@
-"""What `tools.bench_quantize` measures: one run of each candidate, its judgement beside the original, costs and memory."""
+"""What `tools.bench.quantize` measures: one run of each candidate, its judgement beside the original, costs and memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from onnxcomp.runtime.bench import bench_models
 from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import fusion_of
 from onnxcomp.runtime.session import Session
-from tools.bench_prune import Bound, Figure
-from tools.child_usage import Usage, run_measured
-from tools.quantize_cases import Case
-from tools.quantize_peers import samples_of
+from tools.bench.child import Usage, run_measured
+from tools.bench.peers import samples_of
+from tools.bench.prune import Bound, Figure
+from tools.bench.quantize_cases import Case
 
 __all__ = [
     "CANDIDATES",
@@ -38,7 +38,7 @@ __all__ = [
     "pipeline",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 CANDIDATES = ("ours", "percentile", "minmax")
 """What quantizes: the whole command, and onnxruntime's quantizer with two ways of choosing ranges."""
@@ -231,7 +231,7 @@ def _ours(
 
 def _peer(name: str, case: Case, setting: Setting, output: Path) -> tuple[str, ...]:
     return (
-        *(sys.executable, "-m", "tools.quantize_peers", name, str(case.model_path(setting.shared))),
+        *(sys.executable, "-m", "tools.bench.peers", name, str(case.model_path(setting.shared))),
         *("-o", str(output)),
         *("--calibration", str(case.data_path(setting.shared, "calibration"))),
         *("--samples", str(setting.count(case))),
@@ -324,7 +324,7 @@ def calibration_cost(case: Case, setting: Setting, row: Row, batch: int = 32) ->
     """Return what calibration costs in `row`, beside plain inference of the same samples in batches of `batch`."""
     answer = setting.folder / f"{case.name}.plain.json"
     command = (
-        *(sys.executable, "-m", "tools.quantize_peers", "plain", str(case.model_path(setting.shared))),
+        *(sys.executable, "-m", "tools.bench.peers", "plain", str(case.model_path(setting.shared))),
         *("--calibration", str(case.data_path(setting.shared, "calibration"))),
         *("--samples", str(setting.count(case)), "--batch", str(batch)),
         *("--threads", str(setting.threads), "--result", str(answer)),

@@ -1,4 +1,4 @@
-"""The rows of `tools.bench_structure`: networks, the passes that change their layers' shape, and what is to be reached."""
+"""The rows of `tools.bench.structure`: networks, the passes that change their layers' shape, and what is to be reached."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.prune_cases import RAW
-from tools.quantize_cases import ZOO
+from tools.bench.prune_cases import RAW
+from tools.bench.quantize_cases import ZOO
 
 __all__ = ["CASES", "MEMORY_ROWS", "MEMORY_SAMPLES", "NEVER_SLOWER", "SPEED_ROWS", "Case"]
 

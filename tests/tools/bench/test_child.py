@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.child_usage import run_measured
+from tools.bench.child import run_measured
 
 MEGABYTE = 2**20
 

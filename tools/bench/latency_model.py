@@ -1,6 +1,6 @@
 """Hold estimates of latency against the clock: networks cut by many plans, estimated, really cut, and measured.
 
-    python -m tools.check_latency_model [--networks NAME,...] [--shared FOLDER] [--json FILE]
+    python -m tools.bench latency-model [--networks NAME,...] [--shared FOLDER] [--json FILE]
 
 Plans cut every group to the same share, or groups to random shares, to multiples of 1, 8 and 16 channels. The first channels
 stay, whatever they are worth: only their number decides about time. Let nothing heavy run beside it.
@@ -10,7 +10,6 @@ Exit code 1 where an estimate is off by more than `--within` (5 %).
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,11 +27,11 @@ from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.observe import observe_shapes
-from tools.bench_output import write_document
+from tools.bench.document import write_document
 
 __all__ = ["NETWORKS", "Row", "check", "plans"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 NETWORKS = {
     "resnet20": "cifar10_resnet20_bn",
@@ -157,7 +156,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             {"rows": [{**asdict(r), "error": r.error} for r in rows], "facts": facts},
         )
     return int(bool(errors.max() > given.within))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.ir.proto import to_proto
 from tests.support.text import net
-from tools import bench_simplify
+from tools.bench import simplify as bench_simplify
 from tools.light_zoo import light_model, light_paths, random_feeds, relative_error, run_as_written
 
 SHUFFLENET = next(p for p in light_paths() if p.stem == "light_shufflenet")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from onnxcomp.analysis import cut as cutting
-from tools import prune_light_zoo
+from tools.bench import prune_zoo as prune_light_zoo
+from tools.bench.prune_zoo import MODELS, main, prune_light
 from tools.light_zoo import light_paths
-from tools.prune_light_zoo import MODELS, main, prune_light
 
 PATHS = {path.stem: path for path in light_paths()}
 SMALL = ("light_shufflenet", "light_squeezenet")

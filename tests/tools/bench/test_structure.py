@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
-from tools import bench_structure, structure_runs
-from tools.bench_prune import EXACT
-from tools.child_usage import Usage
-from tools.quantize_cases import ZOO
-from tools.structure_cases import CASES, MEMORY_ROWS, NEVER_SLOWER, SPEED_ROWS, Case
-from tools.structure_runs import (
+from tools.bench import structure as bench_structure
+from tools.bench import structure_runs
+from tools.bench.child import Usage
+from tools.bench.prune import EXACT
+from tools.bench.quantize_cases import ZOO
+from tools.bench.structure_cases import CASES, MEMORY_ROWS, NEVER_SLOWER, SPEED_ROWS, Case
+from tools.bench.structure_runs import (
     GOALS,
     STRUCTURAL,
     Result,

@@ -1,12 +1,12 @@
 """Quantize the networks of `tools.package_zoo` and print what came of each, and why what stayed float did.
 
-    python -m tools.quantize_package_zoo [--only NAME,...] [--passes TEXT] [--peer] [--calibration N] [--evaluation N]
+    python -m tools.bench quantize-zoo [--only NAME,...] [--passes TEXT] [--peer] [--calibration N] [--evaluation N]
                                          [--no-latency] [--threads N] [--json FILE]
 
 The networks come from packages that are installed beside onnxcomp; one that is not there is left out with the reason.
 Inputs are synthetic, so the SQNR says how far the int8 file is from the original on inputs of that kind, and nothing about
 its accuracy. `--peer` adds what onnxruntime's own quantizer makes of the same file and samples (ranges by percentile, see
-`tools.quantize_peers`). Exit code 1 where a run of ours fails.
+`tools.bench.peers`). Exit code 1 where a run of ours fails.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import Fusion, fusion_of
 from onnxcomp.runtime.session import Session, SessionError
 from onnxcomp.runtime.steady import steady_ratio
-from tools.bench_output import write_document
-from tools.child_usage import run_measured
+from tools.bench.child import run_measured
+from tools.bench.document import write_document
+from tools.bench.peers import samples_of
 from tools.package_zoo import ENTRIES, Entry, write_samples
-from tools.quantize_peers import samples_of
 
 __all__ = ["PEER", "QUANTIZE", "Outcome", "main", "peer_entry", "quantize_entry", "reasons"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 QUANTIZE = "fold-constants,fold-batchnorm,remove-dead,insert-qdq"
 """The pipeline that runs."""
@@ -145,7 +145,7 @@ def peer_entry(
     model = entry.model_path(folder)
     calibration, evaluation = write_samples(entry, model, folder, *counts)
     name, output = f"{entry.name}{PEER}", folder / f"{entry.name}.peer.onnx"
-    command = (*(sys.executable, "-m", "tools.quantize_peers", "percentile", str(model)), "-o", str(output))
+    command = (*(sys.executable, "-m", "tools.bench.peers", "percentile", str(model)), "-o", str(output))
     usage = run_measured((*command, "--calibration", str(calibration)), ROOT)
     if usage.exit_code:
         said = usage.stderr.strip().splitlines()
@@ -263,7 +263,3 @@ def _outcomes(entry: Entry, folder: Path, given: argparse.Namespace) -> list[Out
     if given.peer:
         found.append(peer_entry(entry, folder, counts=counts, threads=given.threads, latency=latency))
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

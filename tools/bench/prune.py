@@ -1,9 +1,9 @@
 """Prune trained networks with the whole command, and print what was reached beside what is to be reached.
 
-    python -m tools.bench_prune [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--options TEXT]
+    python -m tools.bench prune [--rows NAME,...] [--samples N] [--repeat-with-seed 0,1,2] [--options TEXT]
                                 [--memory] [--threads N] [--shared FOLDER] [--json FILE]
 
-Every row (see `tools.prune_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
+Every row (see `tools.bench.prune_cases`) is one run of `python -m onnxcomp optimize` in a process of its own: wall time and peak
 memory are measured from outside; where a latency is to be reached, the file that was written is timed beside the original
 afterwards; all else is read from the run's report. The networks and the data are those of `../shared` or `--shared`; no
 labels reach the run, and nothing is trained. Exit code 1 where a figure is missed or a run fails.
@@ -28,13 +28,13 @@ import onnxcomp
 from onnxcomp.runtime.bench import batch_feeds
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.steady import steady_ratio
-from tools.bench_output import write_document
-from tools.child_usage import Usage, run_measured
-from tools.prune_cases import BUDGETS, CASES, SAMPLES, Case
+from tools.bench.child import Usage, run_measured
+from tools.bench.document import write_document
+from tools.bench.prune_cases import BUDGETS, CASES, SAMPLES, Case
 
 __all__ = ["Figure", "Result", "Setting", "figures", "measure", "measure_latency", "pipeline", "spread"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 EXACT = "fold-constants,fold-batchnorm,remove-dead"
 
@@ -438,7 +438,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _record(figure: Figure) -> dict[str, object]:
     return asdict(figure) | {"met": figure.met}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,10 @@
 """Run pipelines of all lossy passes on a network, and print accuracy, costs, bytes and time of all results side by side.
 
-    python -m tools.try_pipelines [--model NAME|FILE]... [--rows NAME,...] [--passes TEXT]... [--samples N] [--seed N]
+    python -m tools.bench pipelines [--model NAME|FILE]... [--rows NAME,...] [--passes TEXT]... [--samples N] [--seed N]
                                   [--calibration DATA] [--evaluation DATA] [--rounds N] [--threads N] [--keep FOLDER]
                                   [--shared FOLDER] [--json FILE]
 
-Every pipeline (see `tools.pipeline_cases`; `--passes` adds one's own) is one run of `python -m onnxcomp optimize` in a process
+Every pipeline (see `tools.bench.pipeline_cases`; `--passes` adds one's own) is one run of `python -m onnxcomp optimize` in a process
 of its own. When all are done, all that was written is timed beside the original in one run, in turns: batch 1, one thread. A
 pipeline is marked as best for time (or size) where no other is at least as accurate and as fast (or as small), and better in
 one of the two. Without labels, and on the few samples of lite0, it is the agreement with the original that counts. Let
@@ -27,11 +27,11 @@ import onnxcomp
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import OnnxcompError, UsageError
 from onnxcomp.runtime.bench import batch_feeds, bench_models
-from tools.bench_output import write_document
-from tools.bench_prune import EXACT, ROOT
-from tools.pipeline_cases import FOLDED, NETWORKS, Network, Try, tries_for
-from tools.structure_runs import Result, Work, run_command
-from tools.structure_tables import forms_text, line_of, number
+from tools.bench.document import write_document
+from tools.bench.pipeline_cases import FOLDED, NETWORKS, Network, Try, tries_for
+from tools.bench.prune import EXACT, ROOT
+from tools.bench.structure_runs import Result, Work, run_command
+from tools.bench.structure_tables import forms_text, line_of, number
 
 __all__ = ["Entry", "Gain", "Subject", "best_for", "gains", "main", "try_all"]
 
@@ -43,7 +43,7 @@ USUAL_MODELS = ("resnet56", "lite0")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tried on: a network, its data, the pipelines, and how they run; see `tools.structure_runs.Work`."""
+    """What is tried on: a network, its data, the pipelines, and how they run; see `tools.bench.structure_runs.Work`."""
 
     name: str
     model: Path
@@ -344,7 +344,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         write_document(options.json, "pipelines", {"networks": records})
     return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

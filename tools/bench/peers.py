@@ -1,6 +1,6 @@
 """Run what is compared with insert-qdq, each in a process of its own: onnxruntime's quantizer, and plain inference.
 
-    python -m tools.quantize_peers percentile|minmax|plain MODEL --calibration FILE --samples N [-o OUT] [--preprocess FILE]
+    python -m tools.bench.peers percentile|minmax|plain MODEL --calibration FILE --samples N [-o OUT] [--preprocess FILE]
                                    [--batch N] [--threads N] [--result FILE]
 
 `percentile` (99.999) and `minmax` are `quantize_static` of onnxruntime after its own `quant_pre_process`, with its fast

@@ -1,4 +1,4 @@
-"""How `tools.bench_quantize` prints what it measured."""
+"""How `tools.bench.quantize` prints what it measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench_prune import Figure
-from tools.quantize_runs import COMMAND_LIMIT, COST_LIMIT, COST_LIMITS, Cost, Memory, Row
+from tools.bench.prune import Figure
+from tools.bench.quantize_runs import COMMAND_LIMIT, COST_LIMIT, COST_LIMITS, Cost, Memory, Row
 
 __all__ = ["show_costs", "show_memory", "show_rows"]
 

@@ -1,4 +1,4 @@
-"""The rows of `tools.bench_quantize`: networks, the samples they are quantized and judged on, and what is to be reached."""
+"""The rows of `tools.bench.quantize`: networks, the samples they are quantized and judged on, and what is to be reached."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.prune_cases import RAW
+from tools.bench.prune_cases import RAW
 
 __all__ = ["CASES", "ZOO", "Case"]
 
-ZOO = Path(__file__).resolve().parent.parent / "models"
+ZOO = Path(__file__).resolve().parent.parent.parent / "models"
 """The networks that are shipped."""
 
 

@@ -1,6 +1,6 @@
 """Count the nodes that the exact passes leave, beside onnxslim and onnxsim, and measure what they do to the outputs.
 
-    python -m tools.bench_simplify [--json] [--only NAME]... [MODEL.onnx]...
+    python -m tools.bench simplify [--json] [--only NAME]... [MODEL.onnx]...
 
 Without models: the light zoo of the onnx package with random weights, the models of this repository, and those of
 `../shared/models` where they exist. A peer that is not installed leaves its column empty. Constant nodes are not counted:
@@ -37,7 +37,7 @@ from tools.light_zoo import (
 
 __all__ = ["EXACT", "Row", "measure", "simplified", "zoo"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 EXACT: tuple[Pass, ...] = (FoldConstants(), FoldBatchnorm(), RemoveDead())
 """The preset `exact`."""
 
@@ -141,7 +141,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(_table(rows))
     return int(any(row.error > 1e-4 or (row.ratio or 0) > 1.05 for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 
-from tools import bench_quantize, quantize_peers, quantize_runs
-from tools.child_usage import Usage
-from tools.quantize_cases import CASES, ZOO, Case
-from tools.quantize_peers import plain_seconds, quantize, samples_of
-from tools.quantize_runs import (
+from tools.bench import peers as quantize_peers
+from tools.bench import quantize as bench_quantize
+from tools.bench import quantize_runs
+from tools.bench.child import Usage
+from tools.bench.peers import plain_seconds, quantize, samples_of
+from tools.bench.quantize_cases import CASES, ZOO, Case
+from tools.bench.quantize_runs import (
     Memory,
     Result,
     Row,

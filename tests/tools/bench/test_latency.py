@@ -12,10 +12,10 @@ import onnxcomp
 from onnxcomp.analysis.cost import model_cost
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.bench import Benchmark, Latency
-from tools import bench_latency
-from tools.bench_latency import TARGET, Plan, Row, candidates, peer
+from tools.bench import latency as bench_latency
+from tools.bench.latency import TARGET, Plan, Row, candidates, peer
 
-ZOO = Path(__file__).parents[2] / "models"
+ZOO = Path(__file__).parents[3] / "models"
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured, on which networks, beside which peers, and what is to be reached."""
