@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scipy.linalg  # noqa: F401 - brings a library of its own, which is there to be held once imported
+
+from onnxcomp.numerics.threads import single_threaded_blas
 
 # It also turns off the telemetry of onnxruntime, which some tests import themselves.
 from onnxcomp.runtime.sandbox import Probe
@@ -32,6 +35,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep results of commands out of the developer's own cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Compute as the commands do, by one thread of BLAS, also where a test calls what lies below them."""
+    with single_threaded_blas():
         yield
 
 
