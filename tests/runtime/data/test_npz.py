@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import tracemalloc
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from onnxcomp.errors import DataError
 from onnxcomp.runtime.data.npz import NpzTable
 from onnxcomp.runtime.data.samples import InputSpec, Preprocess, Samples, open_samples
+from tests.support.sources import imports, sources
 
 Array = NDArray[Any]
 F32, I64, U8 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.uint8)
@@ -57,23 +57,16 @@ def saved(path: Path, **arrays: Any) -> str:
 
 
 def test_the_data_files_import_neither_onnx_nor_onnxruntime() -> None:
-    room = Path(__file__).parents[3] / "onnxcomp" / "runtime" / "data"
+    files = {source.module: source for source in sources("onnxcomp")}
     seen: set[str] = set()
-    waiting = ["samples"]
+    waiting = ["onnxcomp.runtime.data.samples"]
     while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse((room / f"{name}.py").read_text())):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for module in modules:
-                assert module.split(".")[0] not in ("onnx", "onnxruntime", "onnx_graphsurgeon")
-                if module.startswith("onnxcomp."):
-                    assert module == "onnxcomp.errors" or module.startswith("onnxcomp.runtime.")
-                    waiting += [module.rpartition(".")[2]] if ".runtime." in module else []
-    assert {"npz", "images", "preprocess"} <= seen
+        module = waiting.pop()
+        if module not in seen and module in files:
+            seen.add(module)
+            waiting += [found.module for found in imports(files[module])]
+        assert module.split(".")[0] not in ("onnx", "onnxruntime", "onnx_graphsurgeon")
+    assert {f"onnxcomp.runtime.data.{name}" for name in ("npz", "images", "preprocess")} <= seen
 
 
 def test_float_arrays_are_fed_as_they_are(tmp_path: Path) -> None:
