@@ -25,6 +25,7 @@ BENCHMARKS = {
     "latency": "latency",
     "latency-model": "latency_model",
     "criteria": "criteria",
+    "bytes": "bytes",
     "prune-zoo": "prune_zoo",
     "quantize-zoo": "quantize_zoo",
 }
