@@ -13,8 +13,6 @@ from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["Cost", "Shapes", "model_cost", "node_macs", "weight_elements"]
 
-"""Concrete shapes by value name."""
-
 
 @dataclass(frozen=True)
 class Cost:

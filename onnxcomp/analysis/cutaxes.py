@@ -16,7 +16,6 @@ from onnxcomp.numerics.arrays import Mask
 
 __all__ = ["CutAxes", "CutAxis", "Keep", "Mask"]
 
-"""Truth values of the units of a group."""
 Keep = Mapping[str, Mask]
 """For each channel group by name, the mask of the units that stay; absent groups stay whole."""
 

@@ -14,7 +14,6 @@ from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["Blocked", "Flow", "Leaf", "Rule", "Shapes", "Size", "SizeArray", "Weight"]
 
-"""Concrete shapes by value name."""
 
 Leaf = tuple[str, str, int]
 """A number of channels that is read: the node that reads it, the value, and the axis."""

@@ -19,7 +19,6 @@ __all__ = ["Classes", "Mask", "partition", "removed_at"]
 
 Classes = NDArray[np.int64]
 """The class of every label in every view, `[views, labels]`; classes of the same labels have the same number."""
-"""Truth values, one per class or position."""
 
 _CROSSED = "it meets a value that has channels along another axis"
 _UNTIED = "a stored tensor that it meets is read along another axis elsewhere"
