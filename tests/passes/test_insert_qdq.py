@@ -223,8 +223,9 @@ def test_rounding_with_errors_propagated_is_closer_than_to_the_nearest() -> None
 # --- the file -------------------------------------------------------------------------------------------------------
 def test_weights_are_there_once_as_int8_and_no_float_copy_stays() -> None:
     model = folded("digits_resnet")
-    found = quantized(model).model
-    kept = {s.where for s in quantized(model).skips}
+    result = quantized(model)
+    found = result.model
+    kept = {s.where for s in result.skips}
     sizes = {n.constant(1).size for n in model.graph.nodes if n.op == "Conv" and n.name not in kept}  # type: ignore[union-attr]
     floats = [c for c in found.graph.constants.values() if c.values.dtype == np.float32 and c.values.ndim > 1]
     assert not [c for c in floats if c.values.size in sizes and c.values.ndim == 4]
@@ -270,7 +271,7 @@ def test_an_output_that_is_read_inside_too_is_quantized_once() -> None:
 
 def test_two_runs_write_the_same_bytes_whatever_the_batch_size_of_a_loaded_machine() -> None:
     model = folded("digits_mobilenet")
-    first, second = (to_proto(quantized(model).model).SerializeToString() for _ in range(2))
+    first, second = (to_proto(quantized(model, fresh=f).model).SerializeToString() for f in (False, True))
     assert first == second
 
 
@@ -279,7 +280,7 @@ def test_ranges_and_weights_do_not_hang_on_the_batch_size(monkeypatch: pytest.Mo
     whole = quantized(model)
     for place in ("runtime.ranges", "compiler.gradients.value_sensitivity"):
         monkeypatch.setattr(f"onnxcomp.{place}.BATCH_BYTES", 1)
-    single = quantized(model)
+    single = quantized(model, fresh=True)
     one, two = (told_ranges(r) for r in (whole, single))
     assert one.keys() == two.keys()
     for name, ends in one.items():

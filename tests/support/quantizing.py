@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.compiler.passbase import PassResult
+from onnxcomp.compiler.passbase import Context, PassResult
 from onnxcomp.compiler.target.files import load_target
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
@@ -19,6 +19,7 @@ from onnxcomp.passes.insert_qdq import InsertQdq
 from onnxcomp.runtime.session import Session
 from onnxcomp.testing import assert_valid
 from tests.support.pruning import context_for, zoo, zoo_context
+from tests.support.runs import run_once
 from tests.support.text import net
 
 __all__ = ["SMALL", "filled", "folded", "quantized", "sqnr"]
@@ -41,16 +42,25 @@ def folded(name: str) -> Model:
 
 
 def quantized(
-    model: Model, feeds: Mapping[str, Array] | None = None, target: str = "ort-cpu", **options: Any
+    model: Model,
+    feeds: Mapping[str, Array] | None = None,
+    target: str = "ort-cpu",
+    *,
+    fresh: bool = False,
+    **options: Any,
 ) -> PassResult:
-    """Run the pass on `model`, on digits for shipped nets and on `feeds` or noise for others."""
+    """Run the pass on `model`, on digits for shipped nets and on `feeds` or noise for others; `fresh` as in `run_once`."""
     step = InsertQdq(**options)
     step.check()
     shipped = feeds is None and model.graph.outputs[0].name == "logits"
-    given = {"target": load_target(target)}
-    context = zoo_context(model, 48, **given) if shipped else context_for(model, feeds, **given)
+
+    def context() -> Context:
+        aim = load_target(target)
+        return zoo_context(model, 48, target=aim) if shipped else context_for(model, feeds, target=aim)
+
     before = to_proto(model).SerializeToString()
-    result = step.run(model.clone(), context)
+    samples = tuple((name, values.tobytes()) for name, values in (feeds or {}).items())
+    result = run_once(step, model, context, (target, samples), fresh=fresh)
     assert to_proto(model).SerializeToString() == before
     assert_valid(result.model, like=model if result.model.opset == model.opset else None)
     assert result.changed == bool(result.changes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.compiler.mixed_precision.precision_search import keep_on
-from onnxcomp.compiler.passbase import PassLog, PassResult
+from onnxcomp.compiler.passbase import Context, PassLog, PassResult
 from onnxcomp.compiler.quantization.formats import formats
 from onnxcomp.compiler.quantization.quantizer import Settings, plan, replan
 from onnxcomp.compiler.target.files import load_target
@@ -27,6 +27,7 @@ from onnxcomp.runtime.session import Session
 from onnxcomp.testing import assert_valid
 from tests.support.harmful import BAD, READER, planted
 from tests.support.pruning import ZOO, context_for, noise, zoo_context
+from tests.support.runs import run_once
 from tests.support.text import net
 
 PER_TENSOR: Mapping[str, Any] = {"granularity": "per-tensor", "equalize": "false", "precision": "mixed"}
@@ -39,12 +40,22 @@ TAIL = net(
 )
 
 
-def run(model: Model, target: str = "ort-cpu", excluded: tuple[str, ...] = (), **options: Any) -> PassResult:
-    """Run the pass on calibration images of the shipped net, of which a part is held back."""
+def run(
+    model: Model,
+    target: str = "ort-cpu",
+    excluded: tuple[str, ...] = (),
+    *,
+    fresh: bool = False,
+    **options: Any,
+) -> PassResult:
+    """Run the pass on calibration images of the shipped net, of which a part is held back; `fresh` as in `run_once`."""
     step = InsertQdq(**options)
     step.check()
-    context = replace(zoo_context(model, COUNT), target=load_target(target), excluded=frozenset(excluded))
-    result = step.run(model.clone(), context)
+
+    def context() -> Context:
+        return zoo_context(model, COUNT, target=load_target(target), excluded=frozenset(excluded))
+
+    result = run_once(step, model, context, (target, excluded), fresh=fresh)
     # Integers of 16 bits need a newer opset.
     assert_valid(result.model, like=model if target == "ort-cpu" else None)
     assert result.changed == bool(result.changes)
@@ -120,7 +131,7 @@ def test_the_table_gives_each_nodes_harm_and_what_integers_save() -> None:
 
 
 def test_the_same_call_gives_the_same_bytes() -> None:
-    first, second = (run(planted(), **PER_TENSOR, min_sqnr=44.0) for _ in range(2))
+    first, second = (run(planted(), **PER_TENSOR, min_sqnr=44.0, fresh=fresh) for fresh in (False, True))
     texts = [to_proto(result.model).SerializeToString(deterministic=True) for result in (first, second)]
     assert texts[0] == texts[1]
     assert choices(first) == choices(second)
