@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onnxcomp.compiler.channel_pruning.criteria import MEASURED
 from onnxcomp.compiler.channel_pruning.ladder import Limits
@@ -13,10 +13,11 @@ from onnxcomp.compiler.channel_pruning.problem import Plan, Price, Scene, count_
 from onnxcomp.compiler.channel_pruning.ranking import unmeasured
 from onnxcomp.compiler.channel_pruning.recovery import Recovery, recover
 from onnxcomp.compiler.channel_pruning.schedule import Budget, Chooser, choose
-from onnxcomp.compiler.cost.budget import fits_exactly, pipeline_cost
-from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio
-from onnxcomp.compiler.options import in_range, option
-from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
+from onnxcomp.compiler.cost.budget import CountedBudget, TimeBudget, budget_of, fits_exactly
+from onnxcomp.compiler.cost.latency import LatencyPrice
+from onnxcomp.compiler.options import at_least, in_range, option
+from onnxcomp.compiler.pass_options import BUDGETS, BudgetOptions, RepairOptions
+from onnxcomp.compiler.passbase import Context, Need, PassLog, PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
@@ -32,26 +33,26 @@ SLOW_FROM = 16
 
 
 @dataclass(frozen=True)
-class PruneFilters(Pass):
+class PruneFilters(BudgetOptions, RepairOptions):
     """Remove the channels that the network misses least, and refit the weights that read or made them.
 
     Convolution filters, residual streams, neurons of Gemm and MatMul, attention heads and recurrent units are all
     candidates. Under a budget every group gets the share that its measured effect on the output allows. What the cut
-    damages is refitted from calibration samples, layer by layer, without labels and without training.
+    reaches is refitted from calibration samples, layer by layer, without labels and without training.
     """
 
     name = "prune-filters"
     exact = False
     stage = "structure"
     data_free = True
+    goals = ("ratio", *BUDGETS)
+    behind: ClassVar[Mapping[str, str]] = {"joint": "repair", "match_variance": "sweeps"}
+    wording: ClassVar[Mapping[str, str]] = {
+        "repair": "refit layer by layer from the cut network's own values, once from the original's, or not at all",
+        "sweeps": "times the network is refitted from front to back, as long as the error on held-back samples falls",
+    }
 
     ratio: float | None = option(None, "share of channels removed from every group, 0 <= ratio < 1")
-    macs: float | None = option(None, "share of the multiply-accumulates that may remain, 0 < macs <= 1")
-    params: float | None = option(None, "share of the parameters that may remain, 0 < params <= 1")
-    latency: float | None = option(
-        None,
-        "share of the measured time that may remain (batch 1, one thread, this machine), 0 < latency <= 1",
-    )
     scope: Literal["global", "uniform"] = option(
         "global",
         "how a budget is shared out: by each group's measured effect on the output, or the same share from every group",
@@ -73,15 +74,8 @@ class PruneFilters(Pass):
     iterations: int = option(
         1, "rounds in which a budget is approached, each measured on what the last one left"
     )
-    repair: Literal["sequential", "one-shot", "none"] = option(
-        "sequential",
-        "refit layer by layer from the cut network's own values, once from the original's, or not at all",
-    )
     joint: int = option(
         4, "steps of refining a producer and its only reader together after they have been refitted; 0 = off"
-    )
-    sweeps: int = option(
-        1, "times the network is refitted from front to back, as long as the error on held-back samples falls"
     )
     match_variance: bool = option(
         False,
@@ -90,25 +84,12 @@ class PruneFilters(Pass):
 
     def check(self) -> None:
         """Raise UsageError unless exactly one of ratio, macs, params and latency is given and all are in range."""
-        budgets = ("ratio", "macs", "params", "latency")
-        given = [name for name in budgets if getattr(self, name) is not None]
-        if len(given) != 1:
-            said = f"{' and '.join(given)} are given" if given else "none of them is given"
-            raise UsageError(f"{self.name}: give one of ratio, macs, params and latency; {said}")
+        super().check()
         in_range(self.name, "ratio", self.ratio, 0, 1, open_high=True)
-        for name in budgets[1:]:
-            value = getattr(self, name)
-            in_range(self.name, name, value, 0, 1)
-            if value == 0:
-                raise UsageError(f"{self.name}: {name}=0 leaves nothing; give the share that may remain")
         in_range(self.name, "max-ratio", self.max_ratio, 0, 1)
-        for opt in self.options():
-            if opt.field in ("align", "min_channels", "iterations", "sweeps", "joint"):
-                number, least = getattr(self, opt.field), 0 if opt.field == "joint" else 1
-                if number < least:
-                    raise UsageError(
-                        f"{self.name}: {opt.name}={number} is out of range; it is at least {least}"
-                    )
+        for name in ("align", "min_channels", "iterations"):
+            at_least(self.name, name.replace("_", "-"), getattr(self, name), 1)
+        at_least(self.name, "joint", self.joint, 0)
         if self.ratio is not None and self.iterations > 1:
             raise UsageError(
                 f"{self.name}: iterations={self.iterations} approach a budget; give macs, params or latency, not ratio"
@@ -120,94 +101,100 @@ class PruneFilters(Pass):
             )
         if self.layers and (self.scope != "global" or self.ratio is not None):
             raise UsageError(f"{self.name}: layers=true needs a budget and scope=global, which weighs blocks")
-        if self.repair != "sequential" and (self.sweeps > 1 or self.match_variance):
-            name = "sweeps" if self.sweeps > 1 else "match-variance"
-            raise UsageError(f"{self.name}: {name} needs repair=sequential, not {self.repair}")
-
-    def may_fall_short(self) -> bool:
-        """Return whether a budget is given, which the model may turn out not to reach."""
-        return self.ratio is None
+        self.check_sequential("match-variance", asked=self.match_variance)
 
     def needs(self) -> frozenset[Need]:
         """Return `calibration` where selection, shares or repair are measured, and `shapes` always."""
-        measures = self.criterion in ("obs", *MEASURED) or self.repair != "none"
-        measures = measures or (self.scope == "global" and self.ratio is None)
-        return frozenset({"shapes", "calibration"} if measures else {"shapes"})
+        measured = self.criterion in ("obs", *MEASURED) or (self.scope == "global" and self.ratio is None)
+        return super().needs() | (frozenset({"calibration"}) if measured else frozenset())
 
     def without_samples(self) -> str:
         """Return what would have to change for nothing to be measured on samples."""
         changes = {
             "scope=uniform": self.scope == "global" and self.ratio is None,
             "criterion=l2": self.criterion in ("obs", *MEASURED),
-            "repair=none": self.repair != "none",
+            "repair=none": self.refits,
         }
         return " ".join(words for words, needed in changes.items() if needed)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Cut and repair `model`."""
         check_finite(model)
-        log = PassLog()
-        left_alone = {
+        return _Pruning(self, model, context).result()
+
+
+class _Pruning:
+    """One run of the pass: what is chosen under its options, cut, repaired, and reported."""
+
+    def __init__(self, options: PruneFilters, model: Model, context: Context) -> None:
+        self._options, self._context, self._log = options, context, PassLog()
+        self._model, self._original = model, model.clone()
+        self._left_alone = {
             node.name: "it is excluded" for node in model.graph.nodes if context.is_excluded(model, node.name)
         }
-        original = model.clone()
+        self._budget = self._allowed()
+
+    def result(self) -> PassResult:
+        """Return the model as it is after the pass, and what is to be reported."""
+        options, log = self._options, self._log
         chooser = Chooser(
-            self._budget(context),
-            self.scope,
-            self.criterion,
-            Limits(self.align, self.min_channels, self.max_ratio),
-            self.iterations,
-            self.layers,
+            self._budget,
+            options.scope,
+            options.criterion,
+            Limits(options.align, options.min_channels, options.max_ratio),
+            options.iterations,
+            options.layers,
         )
-        quick = partial(self._quick_repair, left_alone)
-        scene, plan = choose(chooser, original, left_alone, context, log, quick)
-        self._tell_budget(chooser.budget, scene, plan, log)
+        scene, plan = choose(
+            chooser, self._original, self._left_alone, self._context, log, self._quick_repair
+        )
+        self._report_budget(scene, plan)
         if plan.empty:
-            return log.result(model)
-        model, told = self._carried_out(scene, left_alone, plan)
-        for name in plan.keep if self.criterion == "obs" else ():
-            if reason := unmeasured(original, scene.groups[name]):
+            return log.result(self._model)
+        model, repairs = self._applied(scene, plan)
+        for name in plan.keep if options.criterion == "obs" else ():
+            if reason := unmeasured(self._original, scene.groups[name]):
                 log.note(f"{name}: {reason}; norms of filters chose its channels")
-        _tell_cut(scene, plan, log)
-        if self.latency is None and self.align == 1:
-            _tell_slow(plan, log)
-        log.skips.extend(told.skips)
-        log.notes.extend(told.notes)
+        _report_cut(scene, plan, log)
+        if options.latency is None and options.align == 1:
+            _report_slow(plan, log)
+        log.skips.extend(repairs.skips)
+        log.notes.extend(repairs.notes)
         return log.result(model)
 
-    def _carried_out(self, scene: Scene, left_alone: Mapping[str, str], plan: Plan) -> tuple[Model, PassLog]:
-        """Return the scene's model cut and repaired as planned, and what is to be told about the repair."""
-        cut, told = scene.model.clone(), PassLog()
+    def _applied(self, scene: Scene, plan: Plan) -> tuple[Model, PassLog]:
+        """Return the scene's model cut and repaired as planned, and what is to be reported about the repair."""
+        options, repairs = self._options, PassLog()
+        cut = scene.model.clone()
         plan.cut(cut, scene.groups)
-        recovery = Recovery(self.repair, self.joint, self.sweeps, self.match_variance)
-        return recover(recovery, scene.model, cut, scene, plan, left_alone, told), told
+        recovery = Recovery(options.repair, options.joint, options.sweeps, options.match_variance)
+        return recover(recovery, scene.model, cut, scene, plan, self._left_alone, repairs), repairs
 
-    def _budget(self, context: Context) -> Budget:
-        if self.ratio is not None:
-            return Budget("ratio", self.ratio, 1.0, lambda scene: lambda keep: 1.0)
-        if self.latency is not None:
-            measure = partial(measured_ratio, context.original, context=context)
-            return Budget("latency", self.latency, 1.0, partial(_latency_price, context), measure)
-        what: Literal["macs", "params"] = "macs" if self.macs is not None else "params"
-        share = self.macs if self.macs is not None else self.params
-        assert share is not None
-        refitted = self.repair != "none"
-        return Budget(
-            what,
-            share,
-            pipeline_cost(context, what),
-            lambda scene: count_price(scene, what, refitted=refitted),
-        )
+    def _allowed(self) -> Budget:
+        goal = budget_of(self._options)
+        if isinstance(goal, TimeBudget):
+            return Budget(
+                goal.unit, goal.share, 1.0, self._latency_price, partial(goal.measure, context=self._context)
+            )
+        if isinstance(goal, CountedBudget):
+            price = partial(count_price, what=goal.unit, refitted=self._options.refits)
+            return Budget(goal.unit, goal.share, goal.whole(self._context), price)
+        return Budget("ratio", self._options.goal()[1], 1.0, lambda scene: lambda keep: 1.0)
 
-    def _quick_repair(self, left_alone: Mapping[str, str], scene: Scene, plan: Plan) -> Model:
+    def _latency_price(self, scene: Scene) -> Price:
+        timed = LatencyPrice(scene.model, scene.groups, scene.shapes, self._context)
+        return lambda keep: timed.of(keep) / timed.whole
+
+    def _quick_repair(self, scene: Scene, plan: Plan) -> Model:
         """Return the network cut as planned so far, refitted without refinement: what the next round measures."""
         cut = scene.model.clone()
         plan.cut(cut, scene.groups)
-        recovery = Recovery("none" if self.repair == "none" else "sequential", rounds=0)
-        return recover(recovery, scene.model, cut, scene, plan, left_alone, PassLog())
+        recovery = Recovery("sequential" if self._options.refits else "none", rounds=0)
+        return recover(recovery, scene.model, cut, scene, plan, self._left_alone, PassLog())
 
-    def _tell_budget(self, budget: Budget, scene: Scene, plan: Plan, log: PassLog) -> None:
+    def _report_budget(self, scene: Scene, plan: Plan) -> None:
         """Say whether the budget is met, and where it is undercut or missed, why."""
+        budget, options, log = self._budget, self._options, self._log
         if budget.what == "ratio":
             return
         price = budget.price_of(scene)
@@ -217,7 +204,9 @@ class PruneFilters(Pass):
         achieved = price(plan.priced(scene.groups)) if plan.measured is None else plan.measured
         # Channels that an earlier round untied may cost more together than each round counted.
         if not plan.reached or achieved > budget.target:
-            limited = [f"{o.name}={getattr(self, o.field):g}" for o in self.options() if o.field in _LIMITS]
+            limited = [
+                f"{o.name}={getattr(options, o.field):g}" for o in options.options() if o.field in _LIMITS
+            ]
             reasons = dict.fromkeys(f"{g.name}: {g.blocked}" for g in scene.groups if g.blocked)
             log.shortfall = (
                 f"{budget.what}={budget.share:g} cannot be reached; {achieved / budget.whole:.4f} is the least with "
@@ -227,16 +216,11 @@ class PruneFilters(Pass):
         elif not fits_exactly(achieved, budget.target, budget.whole):
             log.note(
                 f"{budget.what} {'falls' if budget.what == 'latency' else 'fall'} to {achieved / budget.whole:.4f}, more than asked for: "
-                f"align={self.align}, min-channels={self.min_channels} or the size of channel blocks allow nothing between"
+                f"align={options.align}, min-channels={options.min_channels} or the size of channel blocks allow nothing between"
             )
 
 
-def _latency_price(context: Context, scene: Scene) -> Price:
-    timed = LatencyPrice(scene.model, scene.groups, scene.shapes, context)
-    return lambda keep: timed.of(keep) / timed.whole
-
-
-def _tell_slow(plan: Plan, log: PassLog) -> None:
+def _report_slow(plan: Plan, log: PassLog) -> None:
     """Say where numbers of channels are left that runtimes compute in a slower way."""
     slow = sum(mask.sum() > SLOW_FROM and mask.sum() % 4 != 0 for mask in plan.keep.values())
     if slow:
@@ -246,7 +230,7 @@ def _tell_slow(plan: Plan, log: PassLog) -> None:
         )
 
 
-def _tell_cut(scene: Scene, plan: Plan, log: PassLog) -> None:
+def _report_cut(scene: Scene, plan: Plan, log: PassLog) -> None:
     for drop in plan.drops:
         log.change(drop.block.name, "residual block removed", nodes=list(drop.block.nodes))
     for name, mask in plan.keep.items():

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from onnxcomp.compiler.cost.budget import goal_of
-from onnxcomp.compiler.factorization.factorize import Replacing, check_replacing, replace_nodes
-from onnxcomp.compiler.options import in_range, option
-from onnxcomp.compiler.passbase import Context, Need, Pass, PassResult
+from onnxcomp.compiler.factorization.factorize import replace_nodes
+from onnxcomp.compiler.factorization.problem import Replacing
+from onnxcomp.compiler.factorization.selection import goal_of
+from onnxcomp.compiler.options import at_least, in_range, option
+from onnxcomp.compiler.pass_options import BUDGETS, AcceptOptions, RepairOptions
+from onnxcomp.compiler.passbase import Context, PassResult
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.model import Model
 
 __all__ = ["SubstituteDepthwise"]
-
-_GOALS = ("macs", "params", "latency", "multiplier", "max_error")
 
 _ORDERS = {"auto": ("depthwise", "pointwise"), "depthwise": ("depthwise",), "pointwise": ("pointwise",)}
 """The forms that an order chooses among, layer by layer."""
 
 
 @dataclass(frozen=True)
-class SubstituteDepthwise(Pass):
+class SubstituteDepthwise(AcceptOptions, RepairOptions):
     """Replace dense convolutions by a few depthwise ones and one of 1 x 1, in whichever order loses less.
 
     Each layer gets as many depthwise filters per channel as its measured effect on the output allows under the budget, or
@@ -35,12 +36,12 @@ class SubstituteDepthwise(Pass):
     stage = "structure"
     data_free = True
 
-    macs: float | None = option(None, "share of the multiply-accumulates that may remain, 0 < macs <= 1")
-    params: float | None = option(None, "share of the parameters that may remain, 0 < params <= 1")
-    latency: float | None = option(
-        None,
-        "share of the measured time that may remain (batch 1, one thread, this machine), 0 < latency <= 1",
-    )
+    goals = (*BUDGETS, "multiplier", "max_error")
+    wording: ClassVar[Mapping[str, str]] = {
+        "repair": "fit the parts layer by layer from the changed network's own values, once from the original's, or to the "
+        "weights alone (singular values, no samples)"
+    }
+
     multiplier: int | None = option(
         None, "the same number of depthwise filters per channel for every layer, where that saves enough"
     )
@@ -57,55 +58,24 @@ class SubstituteDepthwise(Pass):
         "added up (sum), or as one convolution with several filters per channel (plain); auto takes what onnxruntime was "
         "measured to run fastest, here and now where time decides",
     )
-    accept: Literal["macs", "latency", "size"] = option(
-        "macs",
-        "what a replacement must save to be taken: multiply-accumulates, time (measured beside the layer, on its own "
-        "sizes), or bytes",
-    )
-    min_saving: float = option(0.1, "the share of it that a replacement must save, 0 <= min-saving < 1")
-    repair: Literal["sequential", "one-shot", "none"] = option(
-        "sequential",
-        "fit the parts layer by layer from the changed network's own values, once from the original's, or to the weights "
-        "alone (singular values, no samples)",
-    )
-    sweeps: int = option(
-        1, "times the network is walked from front to back, as long as the error on held-back samples falls"
-    )
 
     def check(self) -> None:
         """Raise UsageError unless exactly one goal is given and all options are in range."""
-        goal_of(self, _GOALS)
-        in_range(self.name, "max-error", self.max_error, 0, 1, open_high=True)
-        if self.multiplier is not None and self.multiplier < 1:
-            raise UsageError(f"{self.name}: multiplier={self.multiplier} is out of range; it is at least 1")
+        super().check()
+        in_range(self.name, "max-error", self.max_error, 0, 1, open_low=True, open_high=True)
+        at_least(self.name, "multiplier", self.multiplier, 1)
         if self.layout == "concat" and self.order == "pointwise":
             raise UsageError(
                 f"{self.name}: layout=concat joins the results of depthwise convolutions, and with order=pointwise "
                 "those come last; give layout=sum or plain"
             )
-        check_replacing(self._settings(), self.name)
-
-    def may_fall_short(self) -> bool:
-        """Return whether a budget is given, which the model may turn out not to reach."""
-        return goal_of(self, _GOALS).is_budget
-
-    def needs(self) -> frozenset[Need]:
-        """Return `calibration` unless factors are those of the weights alone, and `shapes` always."""
-        return frozenset({"shapes"} if self.repair == "none" else {"shapes", "calibration"})
-
-    def without_samples(self) -> str:
-        """Return what would have to change for nothing to be measured on samples."""
-        return "repair=none"
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Replace convolutions of `model`, and repair what follows."""
-        return replace_nodes(self._settings(), model, context)
-
-    def _settings(self) -> Replacing:
-        return Replacing(
+        settings = Replacing(
             ops=("Conv", "ConvTranspose"),
             forms=_ORDERS[self.order],
-            goal=goal_of(self, _GOALS),
+            goal=goal_of(self),
             accept=self.accept,
             min_saving=self.min_saving,
             layout=self.layout,
@@ -113,3 +83,4 @@ class SubstituteDepthwise(Pass):
             repair=self.repair,
             sweeps=self.sweeps,
         )
+        return replace_nodes(settings, model, context)

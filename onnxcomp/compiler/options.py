@@ -10,7 +10,16 @@ from typing import Any, Literal, Union
 
 from onnxcomp.errors import UsageError
 
-__all__ = ["Option", "describe_type", "format_option", "in_range", "is_list", "option", "supported"]
+__all__ = [
+    "Option",
+    "at_least",
+    "describe_type",
+    "format_option",
+    "in_range",
+    "is_list",
+    "option",
+    "supported",
+]
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,28 @@ def format_option(value: Any) -> str:
 
 
 def in_range(
-    owner: str, name: str, value: float | None, low: float, high: float, *, open_high: bool = False
+    owner: str,
+    name: str,
+    value: float | None,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
-    """Raise UsageError unless `low <= value <= high` (`< high` with `open_high`); None passes."""
-    if value is None or (low <= value < high if open_high else low <= value <= high):
+    """Raise UsageError unless `low <= value <= high` (`<` at an open end); None passes."""
+    if value is None:
         return
-    raise UsageError(
-        f"{owner}: {name}={value:g} is out of range; {low:g} <= {name} {'<' if open_high else '<='} {high:g}"
-    )
+    if (low < value if open_low else low <= value) and (value < high if open_high else value <= high):
+        return
+    below, above = ("<" if is_open else "<=" for is_open in (open_low, open_high))
+    raise UsageError(f"{owner}: {name}={value:g} is out of range; {low:g} {below} {name} {above} {high:g}")
+
+
+def at_least(owner: str, name: str, value: int | None, least: int) -> None:
+    """Raise UsageError unless `value` is `least` or more; None passes."""
+    if value is not None and value < least:
+        raise UsageError(f"{owner}: {name}={value} is out of range; it is at least {least}")
 
 
 def supported(annotation: Any) -> bool:

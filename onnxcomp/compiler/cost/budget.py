@@ -1,87 +1,72 @@
-"""Budget goals: what a pass may leave of the pipeline's input, counted or timed, and what the input costs."""
+"""Budgets: what a pass may leave of the pipeline's input, counted or timed, and what the input costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from onnxcomp.analysis.cost import model_cost
-from onnxcomp.compiler.options import in_range
-from onnxcomp.compiler.passbase import Context, Pass
-from onnxcomp.errors import UsageError
+from onnxcomp.analysis.cost import Cost, model_cost
+from onnxcomp.compiler.context import Context
+from onnxcomp.compiler.cost.latency import measured_ratio
+from onnxcomp.compiler.pass_options import BudgetOptions
+from onnxcomp.ir.model import Model
 
-__all__ = [
-    "Counted",
-    "Goal",
-    "fits_exactly",
-    "goal_of",
-    "pipeline_cost",
-]
-
-
-GoalName: TypeAlias = Literal["macs", "params", "latency", "rank", "energy", "max-error"]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What decides how far every place goes: a budget for the whole model, or a rule for each place alone."""
-
-    what: GoalName
-    value: float
-
-    @property
-    def is_budget(self) -> bool:
-        """Whether `value` is the share of the whole model that may remain."""
-        return self.what in ("macs", "params", "latency")
-
-
-_GOAL_NAMES: dict[str, GoalName] = {
-    "macs": "macs",
-    "params": "params",
-    "latency": "latency",
-    "rank": "rank",
-    "multiplier": "rank",
-    "energy": "energy",
-    "max_error": "max-error",
-}
-
-
-def goal_of(step: Pass, fields: Sequence[str]) -> Goal:
-    """Return the goal that the options `fields` of `step` set.
-
-    Raises:
-        UsageError: unless exactly one of them is given, and above 0; a budget is at most 1.
-    """
-    shown = [field.replace("_", "-") for field in fields]
-    given = [field for field in fields if getattr(step, field) is not None]
-    if len(given) != 1:
-        said = (
-            f"{' and '.join(f.replace('_', '-') for f in given)} are given"
-            if given
-            else "none of them is given"
-        )
-        raise UsageError(f"{step.name}: give one of {', '.join(shown[:-1])} and {shown[-1]}; {said}")
-    field = given[0]
-    name, value = field.replace("_", "-"), getattr(step, field)
-    goal = Goal(_GOAL_NAMES[field], value)
-    if goal.is_budget:
-        in_range(step.name, name, value, 0, 1)
-        if value == 0:
-            raise UsageError(f"{step.name}: {name}=0 leaves nothing; give the share that may remain")
-    elif goal.what in ("energy", "max-error") and not value > 0:
-        raise UsageError(f"{step.name}: {name}={value:g} is out of range; 0 < {name} < 1")
-    return goal
-
+__all__ = ["Budget", "Counted", "CountedBudget", "TimeBudget", "budget_of", "fits_exactly"]
 
 Counted = Literal["macs", "params"]
 """What can be counted exactly without running anything."""
 
 
-def pipeline_cost(context: Context, what: Counted) -> int:
-    """Return what the pipeline's input costs: budgets are shares of that."""
-    cost = model_cost(context.original, context.shapes(context.original))
-    return (cost.macs or 0) if what == "macs" else cost.parameters
+@dataclass(frozen=True)
+class CountedBudget:
+    """The share of the multiply-accumulates or parameters of the pipeline's input that may remain."""
+
+    unit: Counted
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.unit}={self.share:g}"
+
+    def whole(self, context: Context) -> int:
+        """Return what the pipeline's input costs."""
+        return self.count(model_cost(context.original, context.shapes(context.original)))
+
+    def count(self, cost: Cost) -> int:
+        """Return what a model of that `cost` takes of the budget."""
+        return (cost.macs or 0) if self.unit == "macs" else cost.parameters
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """The share of the measured time of the pipeline's input that may remain: batch 1, one thread, this machine."""
+
+    unit: ClassVar[Literal["latency"]] = "latency"
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.unit}={self.share:g}"
+
+    def measure(self, model: Model, context: Context) -> float:
+        """Return the time of `model` as a share of that of the pipeline's input."""
+        return measured_ratio(context.original, model, context)
+
+
+Budget: TypeAlias = CountedBudget | TimeBudget
+"""What a pass may leave of the whole model, counted or timed."""
+
+
+def budget_of(step: BudgetOptions) -> Budget | None:
+    """Return the budget that the options of `step` set, or None where its goal is a rule for each place alone.
+
+    Raises:
+        UsageError: unless exactly one goal is given.
+    """
+    field, value = step.goal()
+    if field == "latency":
+        return TimeBudget(value)
+    if field == "macs":
+        return CountedBudget("macs", value)
+    return CountedBudget("params", value) if field == "params" else None
 
 
 def fits_exactly(achieved: float, target: float, whole: float) -> bool:

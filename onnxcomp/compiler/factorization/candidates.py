@@ -27,7 +27,9 @@ from onnxcomp.runtime.overlap import in_order, workers
 __all__ = [
     "Alternative",
     "Curve",
+    "CurveSearch",
     "Place",
+    "Price",
     "curves_of",
     "damped",
     "damping_of",
@@ -97,7 +99,7 @@ class Place:
         return self.node.matrix()
 
     @property
-    def elements(self) -> int:
+    def parameters(self) -> int:
         """Elements of the dense weight."""
         return int(self.node.weight_array().size)
 
@@ -117,7 +119,7 @@ class Place:
         links = lay_out(self.node, form, layout, self.spatial)
         macs, elements = sum(link.macs for link in links), sum(link.elements for link in links)
         if not self.node.spatial:
-            macs = macs * self.macs // max(1, self.elements)
+            macs = macs * self.macs // max(1, self.parameters)
         size = self.node.weight_array().dtype.itemsize
         extra = (len(links) - 1 + (0 if layout == "plain" else form.ranks[0])) * NODE_BYTES
         return Alternative(form, layout, macs, elements, elements * size + extra, error)
@@ -274,25 +276,48 @@ def damped(H: Array, damping: float) -> Array:
     return added
 
 
-def curves_of(
-    places: Sequence[Place],
-    forms: Sequence[str],
-    price: Callable[[Place, Alternative], float],
-    layouts: Callable[[Place, Form], Layout],
-    min_saving: float,
-    align: int,
-    context: Context,
-    log: PassLog,
-    rank: int | None = None,
-) -> list[Curve]:
-    """Return the alternatives of every place in `forms` that save at least `min_saving` of `price`, a share of its own.
+Price = Callable[[Place, "Alternative"], float]
+"""Returns what an alternative costs as a share of what the node costs."""
 
-    Ranks are multiples of `align`, or all are `rank`. What no form suits or none makes cheaper is skipped in `log` with its
-    figures.
+
+@dataclass(frozen=True)
+class CurveSearch:
+    """Among which alternatives a place is looked at.
+
+    Attributes:
+        forms: names of the forms.
+        price: what alternatives cost, as a share of the node's own.
+        layouts: how a form stands in the graph.
+        min_saving: the share of the price that an alternative must save.
+        align: what ranks are multiples of.
+        rank: the only rank considered, or None.
+    """
+
+    forms: Sequence[str]
+    price: Price
+    layouts: Callable[[Place, Form], Layout]
+    min_saving: float
+    align: int = 1
+    rank: int | None = None
+
+    def alternative(self, place: Place, name: str, ranks: tuple[int, ...], error: float = 0.0) -> Alternative:
+        """Return what the form `name` with `ranks` is at `place`."""
+        form = place.form(name, ranks)
+        return place.alternative(form, self.layouts(place, form), error)
+
+    def price_of(self, place: Place, name: str, ranks: tuple[int, ...]) -> float:
+        """Return the price of the form `name` with `ranks` at `place`."""
+        return self.price(place, self.alternative(place, name, ranks))
+
+
+def curves_of(places: Sequence[Place], search: CurveSearch, context: Context, log: PassLog) -> list[Curve]:
+    """Return the alternatives of every place that `search` finds worth considering.
+
+    What no form suits or none makes cheaper is skipped in `log` with its figures.
     """
 
     def work(place: Place) -> tuple[Curve | None, str]:
-        return _curve(place, forms, price, layouts, min_saving, align, rank)
+        return _curve(place, search)
 
     found = []
     for place, (curve, reason) in zip(places, in_order(work, places, workers(context.threads)), strict=True):
@@ -303,25 +328,13 @@ def curves_of(
     return found
 
 
-def _curve(
-    place: Place,
-    forms: Sequence[str],
-    price: Callable[[Place, Alternative], float],
-    layouts: Callable[[Place, Form], Layout],
-    min_saving: float,
-    align: int,
-    rank: int | None,
-) -> tuple[Curve | None, str]:
-    reasons = {name: possible(name, place.node) for name in forms}
+def _curve(place: Place, search: CurveSearch) -> tuple[Curve | None, str]:
+    reasons = {name: possible(name, place.node) for name in search.forms}
     open_forms = [name for name, reason in reasons.items() if reason is None]
     if not open_forms:
         return None, "; ".join(dict.fromkeys(r for r in reasons.values() if r))
-
-    def made(name: str, ranks: tuple[int, ...], error: float = 0.0) -> Alternative:
-        form = place.form(name, ranks)
-        return place.alternative(form, layouts(place, form), error)
-
-    ladders = {name: _ranks(place, name, align if rank is None else 1) for name in open_forms}
+    rank = search.rank
+    ladders = {name: _ranks(place, name, search.align if rank is None else 1) for name in open_forms}
     if rank is not None:
         most = max(max(ladder[-1]) for ladder in ladders.values())
         ladders = {name: [r for r in ladder if max(r) == rank] for name, ladder in ladders.items()}
@@ -329,26 +342,28 @@ def _curve(
         if not ladders:
             return None, f"rank {rank} is more than it has; {most} is all"
     cheap = {
-        name: [r for r in ladder if price(place, made(name, r)) <= 1 - min_saving]
+        name: [r for r in ladder if search.price_of(place, name, r) <= 1 - search.min_saving]
         for name, ladder in ladders.items()
     }
     if not any(cheap.values()):
-        least = min((made(name, ladder[0]) for name, ladder in ladders.items()), key=partial(price, place))
+        lowest = [search.alternative(place, name, ladder[0]) for name, ladder in ladders.items()]
+        least = min(lowest, key=partial(search.price, place))
         return None, (
-            f"nothing saves {min_saving:.0%}: the cheapest, {least}, takes {price(place, least):.2f} of what it has"
+            f"nothing saves {search.min_saving:.0%}: the cheapest, {least}, takes "
+            f"{search.price(place, least):.2f} of what it has"
         )
     cheap = {name: ladder for name, ladder in cheap.items() if ladder}
     if len(cheap) > 1 and rank is None:
-        looks = {name: _look(place, name, ladder, made, price) for name, ladder in cheap.items()}
+        looks = {name: _look(place, name, ladder, search) for name, ladder in cheap.items()}
         best = min(looks.values())
         near = sorted((error, name) for name, error in looks.items() if error <= CLOSE * best + FEW)
         cheap = {name: cheap[name] for _, name in near[:MOST]}
     found = [
-        made(name, ranks, error)
+        search.alternative(place, name, ranks, error)
         for name, ladder in cheap.items()
-        for ranks, error in _errors(place, name, ladder, made, price)
+        for ranks, error in _errors(place, name, ladder, search)
     ]
-    return Curve(place, tuple(_undominated(place, found, price))), ""
+    return Curve(place, tuple(_undominated(place, found, search.price))), ""
 
 
 def _ranks(place: Place, name: str, align: int) -> list[tuple[int, ...]]:
@@ -366,24 +381,20 @@ def _ranks(place: Place, name: str, align: int) -> list[tuple[int, ...]]:
     return [pair for pair in dict.fromkeys(pairs) if all(r <= f for r, f in zip(pair, full, strict=True))]
 
 
-Made = Callable[..., Alternative]
-Price = Callable[[Place, Alternative], float]
-
-
-def _look(place: Place, name: str, ladder: Sequence[tuple[int, ...]], made: Made, price: Price) -> float:
+def _look(place: Place, name: str, ladder: Sequence[tuple[int, ...]], search: CurveSearch) -> float:
     """Return the error of the form `name` at about `FIRST_LOOK` of the place's own cost."""
-    near = min(ladder, key=lambda r: abs(price(place, made(name, r)) - FIRST_LOOK))
+    near = min(ladder, key=lambda r: abs(search.price_of(place, name, r) - FIRST_LOOK))
     # Where a form comes in coarse steps only, one beside the point is judged by what it would miss at the point.
-    share = max(1e-3, price(place, made(name, near)))
+    share = max(1e-3, search.price_of(place, name, near))
     error = place.fitted(place.form(name, near), GLANCE_STEPS)[1]
     return error * STILL_TO_COME.get(name, 1.0) * share / FIRST_LOOK
 
 
 def _errors(
-    place: Place, name: str, ladder: Sequence[tuple[int, ...]], made: Made, price: Price
+    place: Place, name: str, ladder: Sequence[tuple[int, ...]], search: CurveSearch
 ) -> list[tuple[tuple[int, ...], float]]:
     """Return the ranks of `ladder` with their errors: fitted at some, drawn in between on a logarithmic scale."""
-    prices = np.array([price(place, made(name, r)) for r in ladder])
+    prices = np.array([search.price_of(place, name, r) for r in ladder])
     points = sorted({int(np.argmin(abs(prices - level))) for level in LEVELS})
     if len(ladder) <= len(LEVELS):
         points = list(range(len(ladder)))

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 
-from onnxcomp.compiler.cost.budget import Goal
+from onnxcomp.compiler.cost.budget import Budget, budget_of
 from onnxcomp.compiler.evaluation.trials import JUDGES, Judging, Trial, run_trials
-from onnxcomp.compiler.factorization.candidates import LOOK_STEPS, Alternative, Curve, Place
+from onnxcomp.compiler.factorization.candidates import LOOK_STEPS, Alternative, Curve, Place, Price
 from onnxcomp.compiler.factorization.chain import Chain
 from onnxcomp.compiler.factorization.solver import FIRST_STEPS
+from onnxcomp.compiler.pass_options import BudgetOptions
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.knapsack import Options, choose
 
-__all__ = ["Plan", "by_budget", "by_rule", "damages", "trial_of"]
+__all__ = [
+    "LargestError",
+    "Plan",
+    "Rule",
+    "SameRank",
+    "Stays",
+    "by_budget",
+    "by_rule",
+    "damages",
+    "goal_of",
+    "trial_of",
+]
 
 
 Plan: TypeAlias = dict[str, Alternative]
@@ -37,9 +50,7 @@ class PlaceTrial:
     trial: Trial
 
 
-def trial_of(
-    model: Model, curve: Curve, share: float, price: Callable[[Place, Alternative], float]
-) -> PlaceTrial:
+def trial_of(model: Model, curve: Curve, share: float, price: Price) -> PlaceTrial:
     """Return the trial of the alternative of `curve` whose price is nearest to `share`, fitted to the statistics there are."""
     place = curve.place
     near = min(curve.alternatives, key=lambda a: abs(price(place, a) - share))
@@ -97,33 +108,84 @@ def by_budget(
     return _plan(curves, choices, taken), True
 
 
-def by_rule(
-    curves: Sequence[Curve], goal: Goal, price: Callable[[Place, Alternative], float]
-) -> tuple[Plan, dict[str, str]]:
-    """Return the plan that follows a rule at every place, and why places stay, by name.
+@dataclass(frozen=True)
+class Stays:
+    """That a node stays as it is, and why."""
 
-    `rank`: the form that gets least wrong; `energy`: the cheapest that keeps that share of the output's variance;
-    `max-error`: the cheapest that misses no more than that share of it, each fitted to the end to see that it does.
+    reason: str
+
+
+class Rule(ABC):
+    """What decides at every place alone which alternative it gets."""
+
+    @property
+    def only_rank(self) -> int | None:
+        """The only rank that is considered, or None for all."""
+        return None
+
+    @abstractmethod
+    def pick(self, curve: Curve, price: Price) -> Alternative | Stays:
+        """Return the alternative of `curve` that takes the place, or why the node stays."""
+
+
+@dataclass(frozen=True)
+class SameRank(Rule):
+    """The same rank everywhere: the form that gets least wrong."""
+
+    rank: int
+
+    @property
+    def only_rank(self) -> int:
+        """That rank."""
+        return self.rank
+
+    def pick(self, curve: Curve, price: Price) -> Alternative | Stays:
+        """Return the alternative of least error; those of `curve` are of that rank."""
+        return min(curve.alternatives, key=lambda a: a.error)
+
+
+@dataclass(frozen=True)
+class LargestError(Rule):
+    """The cheapest that misses at most the share `most` of its output, fitted to the end to see that it does."""
+
+    most: float
+
+    def pick(self, curve: Curve, price: Price) -> Alternative | Stays:
+        """Return the cheapest alternative that misses no more, or why the node stays."""
+        found, best = _cheapest(curve, self.most, price)
+        return found or Stays(f"what saves enough misses more: {best} misses {best.error:.1%} of the output")
+
+
+def goal_of(step: BudgetOptions) -> Budget | Rule:
+    """Return the budget or the rule that the options of a factorizing pass set.
+
+    Raises:
+        UsageError: unless exactly one is given.
     """
+    field, value = step.goal()
+    rules: dict[str, Callable[[], Rule]] = {
+        "rank": lambda: SameRank(int(value)),
+        "multiplier": lambda: SameRank(int(value)),
+        "energy": lambda: LargestError(1 - value),
+        "max_error": lambda: LargestError(value),
+    }
+    return budget_of(step) or rules[field]()
+
+
+def by_rule(curves: Sequence[Curve], rule: Rule, price: Price) -> tuple[Plan, dict[str, str]]:
+    """Return the plan that follows `rule` at every place, and why places stay, by name."""
     plan: Plan = {}
     stays: dict[str, str] = {}
     for curve in curves:
-        place = curve.place
-        if goal.what == "rank":
-            plan[place.name] = min(curve.alternatives, key=lambda a: a.error)
-            continue
-        most_wrong = goal.value if goal.what == "max-error" else 1 - goal.value
-        found, best = _cheapest(curve, most_wrong, price)
-        if found is not None:
-            plan[place.name] = found
+        picked = rule.pick(curve, price)
+        if isinstance(picked, Stays):
+            stays[curve.place.name] = picked.reason
         else:
-            stays[place.name] = f"what saves enough misses more: {best} misses {best.error:.1%} of the output"
+            plan[curve.place.name] = picked
     return plan, stays
 
 
-def _cheapest(
-    curve: Curve, most_wrong: float, price: Callable[[Place, Alternative], float]
-) -> tuple[Alternative | None, Alternative]:
+def _cheapest(curve: Curve, most_wrong: float, price: Price) -> tuple[Alternative | None, Alternative]:
     """Return the cheapest alternative that misses at most `most_wrong`, if one does, and the last that was tried.
 
     The curve only says where to begin: most of its errors are drawn between others. Steps grow, so that few are fitted.

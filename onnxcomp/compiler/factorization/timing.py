@@ -125,10 +125,10 @@ class FormTimes:
         for ratio in RATIOS:
             if form.name == "tucker":
                 # The core grows with the square of the ranks, and is most of the cost.
-                part = (ratio * place.elements / (math.prod(full) * unit.taps * place.node.group)) ** 0.5
+                part = (ratio * place.parameters / (math.prod(full) * unit.taps * place.node.group)) ** 0.5
                 wanted = tuple(part * f for f in full)
             else:
-                wanted = (ratio * place.elements / (unit.elements() * place.node.group),)
+                wanted = (ratio * place.parameters / (unit.elements() * place.node.group),)
             found[
                 tuple(
                     max(1, min(f, max(1, round(w / step)) * step)) for f, w in zip(full, wanted, strict=True)

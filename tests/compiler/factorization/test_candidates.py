@@ -13,6 +13,7 @@ from onnxcomp.analysis.channels import default_shapes
 from onnxcomp.compiler.factorization.candidates import (
     Alternative,
     Curve,
+    CurveSearch,
     Place,
     curves_of,
     find_places,
@@ -54,7 +55,7 @@ def curve(
 ) -> Curve:
     log = PassLog()
     context = context_for(conv())
-    found = curves_of([place], forms, by_macs, plain, saving, align, context, log, rank)
+    found = curves_of([place], CurveSearch(forms, by_macs, plain, saving, align, rank), context, log)
     assert len(found) == 1, log.skips
     return found[0]
 
@@ -71,8 +72,8 @@ def test_layers_are_found_in_order_and_what_stays_is_named() -> None:
     assert [p.name for p in found] == ["h", "y"]
     assert [(s.where, s.reason) for s in log.skips] == [("i", "it is excluded")]
     assert sum(p.macs for p in places(model)[0]) == macs(model)
-    assert [p.elements for p in found] == [12 * 8 * 9, 60]
-    assert found[0].bytes == 4 * found[0].elements
+    assert [p.parameters for p in found] == [12 * 8 * 9, 60]
+    assert found[0].bytes == 4 * found[0].parameters
 
 
 @pytest.mark.parametrize("attrs", ["pads=[1,1,1,1]", "strides=[2,2]", "dilations=[2,2]", "group=2"])
@@ -202,7 +203,9 @@ def test_ranks_are_multiples_where_layers_are_wide_enough_and_one_rank_is_kept_t
 def test_what_has_no_alternative_says_why(shape: str, forms: Any, rank: int | None, reason: str) -> None:
     place = only(conv("pads=[1,1,1,1]", shape=shape))
     log = PassLog()
-    assert curves_of([place], forms, by_macs, plain, 0.1, 1, context_for(conv()), log, rank) == []
+    assert (
+        curves_of([place], CurveSearch(forms, by_macs, plain, 0.1, 1, rank), context_for(conv()), log) == []
+    )
     (skip,) = log.skips
     assert skip.where == "h"
     assert skip.reason.startswith(reason)

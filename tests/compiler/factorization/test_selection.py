@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 
 from onnxcomp.analysis.channels import default_shapes
-from onnxcomp.compiler.cost.budget import Goal
 from onnxcomp.compiler.factorization.candidates import (
     Alternative,
     Curve,
+    CurveSearch,
     Place,
     curves_of,
     find_places,
     with_metrics,
 )
-from onnxcomp.compiler.factorization.selection import LEAST, by_budget, by_rule, damages, trial_of
+from onnxcomp.compiler.factorization.selection import (
+    LEAST,
+    LargestError,
+    by_budget,
+    by_rule,
+    damages,
+    trial_of,
+)
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
@@ -49,7 +56,7 @@ def curves(model: Model) -> list[Curve]:
     shapes, log, context = default_shapes(model), PassLog(), context_for(model, noise(model, 128))
     places = find_places(model, ("Gemm", "MatMul"), lambda name: False, shapes, log)
     (wave,) = with_metrics(model, places, {}, context, shapes)
-    return curves_of(wave, ("channel",), price, lambda place, form: "plain", 0.1, 1, context, log)
+    return curves_of(wave, CurveSearch(("channel",), price, lambda place, form: "plain", 0.1), context, log)
 
 
 def damage_of(curves: list[Curve], scales: dict[str, float], plan: dict[str, Alternative]) -> float:
@@ -98,7 +105,7 @@ def test_beyond_reach_is_the_cheapest_of_all() -> None:
 @pytest.mark.parametrize("most", [0.5, 0.2, 0.05])
 def test_a_bound_on_the_error_holds_when_fitted_and_is_not_wasted(most: float) -> None:
     found = curves(network())
-    plan, stays = by_rule(found, Goal("max-error", most), price)
+    plan, stays = by_rule(found, LargestError(most), price)
     assert set(plan) | set(stays) == {c.place.name for c in found}
     for each in found:
         chosen = plan.get(each.place.name)
@@ -109,7 +116,7 @@ def test_a_bound_on_the_error_holds_when_fitted_and_is_not_wasted(most: float) -
         assert each.place.fitted(chosen.form, 150)[1] <= most
         fewer = each.place.form("channel", (max(1, chosen.form.ranks[0] - 4),))
         assert chosen.form.ranks[0] <= 4 or each.place.fitted(fewer, 150)[1] > most
-    energy, _ = by_rule(found, Goal("energy", 1 - most), price)
+    energy, _ = by_rule(found, LargestError(most), price)
     assert {n: a.form for n, a in energy.items()} == {n: a.form for n, a in plan.items()}
 
 
