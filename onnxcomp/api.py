@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -20,6 +20,7 @@ from onnxcomp.compiler.run.pipeline import Listener
 from onnxcomp.compiler.run.prepare import prepare
 from onnxcomp.compiler.run.report import Report
 from onnxcomp.compiler.run.request import Metric, Request
+from onnxcomp.compiler.run.run_options import MODEL_OPTIONS, Kind, keywords, run_option
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.compiler.target.files import DEFAULT_TARGET
 from onnxcomp.errors import UsageError, hint
@@ -27,7 +28,7 @@ from onnxcomp.ir.files import adopt, save
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import to_proto
 from onnxcomp.ir.temporary import prefix
-from onnxcomp.presets import DEFAULT, preset
+from onnxcomp.presets import pipeline_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -139,7 +140,7 @@ def optimize(
         _pipeline(passes),
         source,
         Path(output) if output is not None else None,
-        **_settings(options, "optimize", Options.__annotations__),
+        **_settings(options, "optimize", keywords()),
     )
     if output is None:
         # Nothing is written, so a model that stays as it is is a result like any other.
@@ -186,7 +187,7 @@ def sensitivity(
         PassError: a pass failed unforeseen.
     """
     given, source = _model(model)
-    settings = _settings(options, "sensitivity", ModelOptions.__annotations__)
+    settings = _settings(options, "sensitivity", MODEL_OPTIONS)
     request = Request(_pipeline(passes), source, calibration=calibration, target=target, **settings)
     chosen: Technique = QuantizeNodes(target)
     if technique == "prune":
@@ -269,29 +270,48 @@ def _settings(options: Mapping[str, object], caller: str, known: Collection[str]
     Raises:
         UsageError: for an unknown option, with the nearest.
     """
-    settings: dict[str, Any] = dict(options)
-    for name in settings:
+    settings: dict[str, Any] = {}
+    for name, value in options.items():
         if name not in known:
             raise UsageError(f"{caller} has no option '{name}'{hint(name, known)}")
-    for name in ("exclude", "custom_op_libs", "reports"):
-        if name in settings:
-            several = settings[name]
-            settings[name] = (several,) if isinstance(several, str | os.PathLike) else tuple(several)
-    settings["reports"] = tuple(Path(r) for r in settings.get("reports", ()))
-    for name in ("ranges", "timings"):
-        if settings.get(name) is not None:
-            settings[name] = Path(settings[name])
-    settings["set_shape"] = {n: tuple(s) for n, s in (settings.get("set_shape") or {}).items()}
+        settings[name] = _CONVERSIONS.get(run_option(name).kind, _as_it_is)(value)
     return settings
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
+
+
+def _file(value: Any) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _files(value: Any) -> tuple[Path, ...]:
+    return tuple(Path(name) for name in _several(value))
+
+
+def _sizes(value: Any) -> dict[str, tuple[int | None, ...]]:
+    return {name: tuple(shape) for name, shape in (value or {}).items()}
+
+
+_CONVERSIONS: dict[Kind, Callable[[Any], Any]] = {
+    "texts": _several,
+    "files": _files,
+    "file": _file,
+    "sizes": _sizes,
+}
+"""How a keyword's value becomes a field of a Request, by kind; other kinds stay as they are."""
 
 
 def _pipeline(passes: str | Pipeline | Sequence[Pass] | None) -> Pipeline:
     if isinstance(passes, Pipeline):
         return passes
-    if passes is None:
-        return Pipeline.parse(preset(DEFAULT).pipeline)
-    if isinstance(passes, str):
-        return Pipeline.parse(passes)
+    if passes is None or isinstance(passes, str):
+        return pipeline_of(passes)
     steps = tuple(passes)
     for step in steps:
         if not isinstance(step, Pass):

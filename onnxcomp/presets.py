@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import UsageError, hint
 
-__all__ = ["DEFAULT", "PRESETS", "Preset", "preset"]
+__all__ = ["DEFAULT", "PRESETS", "Preset", "pipeline_of", "preset"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,14 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset '{name}'{hint(name, PRESETS)}")
     return PRESETS[name]
+
+
+def pipeline_of(passes: str | None = None, name: str | None = None) -> Pipeline:
+    """Return the pipeline of the text `passes` or of the preset called `name`; without either that of `DEFAULT`.
+
+    Raises:
+        UsageError: where both are given, or one is not understood.
+    """
+    if passes is not None and name is not None:
+        raise UsageError("--passes and --preset are both given; keep one")
+    return Pipeline.parse(passes if passes is not None else preset(name or DEFAULT).pipeline)

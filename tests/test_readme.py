@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxcomp.cli.config import read_config
+from onnxcomp.cli.config_file import read_config
 from tests.support.sources import ROOT
 from tools.update_docs import renew_commands, run_command
 
@@ -119,7 +119,7 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
 def test_a_config_file_is_read(table: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(table, encoding="utf-8")
-    assert read_config(path).preprocess is not None
+    assert read_config(path)["preprocess"] is not None
 
 
 def test_links_lead_to_files_and_headings_that_exist() -> None:

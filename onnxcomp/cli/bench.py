@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcomp.cli.group import Command, common_options
-from onnxcomp.cli.options import (
-    FILE,
-    json_option,
-    link_options,
-    seed_option,
-    set_shape_option,
-    threads_option,
-)
+from onnxcomp.cli.options import FILE, MEASURED_SIZES, changed, json_option, run_options
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.commands.bench import BenchedModel, BenchReport
@@ -56,7 +49,7 @@ def _batches(text: str) -> tuple[int, ...]:
     type=_batches,
     help="Samples per run, such as 1,8; default: what the models fix, else 1.",
 )
-@threads_option(1)
+@run_options(changed("threads", help="Of onnxruntime; 0 = all cores.", default=1))
 @click.option(
     "--rounds",
     metavar="N",
@@ -81,15 +74,14 @@ def _batches(text: str) -> tuple[int, ...]:
     show_default=True,
     help="Runs before, which are not timed.",
 )
-@set_shape_option("Sizes of an input to measure at")
-@seed_option("Of the noise that is fed.")
+@run_options(MEASURED_SIZES, changed("seed", help="Of the noise that is fed."))
 @click.option(
     "--no-memory",
     is_flag=True,
     help="Leave out peak memory and start-up time, which take processes of their own.",
 )
 @json_option
-@link_options
+@run_options("custom_op_libs", "allow_links")
 @common_options
 def bench(
     models: tuple[Path, ...],
@@ -100,7 +92,6 @@ def bench(
     no_memory: bool,
     as_json: bool,
     quiet: bool,
-    set_shape: Any,
     **options: Any,
 ) -> None:
     """Show how long models take on the same noise: median, 95th percentile, minimum, ratio to A.
@@ -116,7 +107,7 @@ def bench(
     from onnxcomp.compiler.run.request import Request
 
     plan = BenchPlan(batches or (), rounds, repeats, warmup, fresh=not no_memory)
-    request = Request(set_shape=dict(set_shape), **options)
+    request = Request(**options)
     files: dict[str, Path] = {}
     for number, path in enumerate(models, 1):
         # The same file twice shows how far two measurements of one thing lie apart.

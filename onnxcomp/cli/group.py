@@ -13,7 +13,17 @@ import click
 
 from onnxcomp.errors import OnnxcompError
 
-__all__ = ["BUG", "CLOSED_PIPE", "INTERRUPTED", "USAGE", "Command", "Commands", "clean", "common_options"]
+__all__ = [
+    "BUG",
+    "CLOSED_PIPE",
+    "INTERRUPTED",
+    "USAGE",
+    "Command",
+    "Commands",
+    "Group",
+    "clean",
+    "common_options",
+]
 
 USAGE, BUG, INTERRUPTED, CLOSED_PIPE = 2, 70, 130, 141
 """Exit codes that no class in `onnxcomp.errors` has; CLOSED_PIPE is what a shell reports for SIGPIPE."""

@@ -1,29 +1,17 @@
-"""Types and groups of options, and how the config file fills in what the command line leaves open."""
+"""Options of commands: those of a run, derived from their table, and how the config file fills in what is left open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = [
-    "FILE",
-    "calibration_options",
-    "data_options",
-    "exclude_option",
-    "json_option",
-    "link_options",
-    "merge_config",
-    "output_option",
-    "read_table",
-    "seed_option",
-    "set_shape_option",
-    "threads_option",
-    "trust_options",
-]
+from onnxcomp.compiler.run.run_options import RUN_OPTIONS, Kind, RunOption, run_option
+
+__all__ = ["FILE", "MEASURED_SIZES", "changed", "json_option", "merge_config", "run_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +19,7 @@ FILE = click.Path(path_type=Path)
 """A path to read; whether it exists is checked where the message can say what to do."""
 
 
-def _set_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
+def _sizes(text: str) -> tuple[str, tuple[int | None, ...]]:
     """Return `(name, sizes)` of `name=1,3,224,224`, None for a `*`, which leaves an axis as it is.
 
     Raises:
@@ -45,96 +33,73 @@ def _set_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
     return name, tuple(None if w == "*" else int(w) for w in words)
 
 
-def calibration_options(function: F) -> F:
-    """Add --calibration and --samples."""
-    return _with(
-        function,
-        click.option(
-            "--calibration",
-            metavar="DATA",
-            help=".npz, folder or glob, module:function, random[:N] for noise, or none.",
-        ),
-        click.option(
-            "--samples", metavar="N", type=click.IntRange(min=1), help="Use the first N calibration samples."
-        ),
-    )
+def _table(_: click.Context, __: click.Parameter, sizes: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(sizes)
 
 
-def data_options(function: F) -> F:
-    """Add the options that say how sample data is read."""
-    return _with(
-        function,
-        click.option(
-            "--preprocess",
-            metavar="FILE|none",
-            help="Preprocess table (TOML or JSON) that wins over config and data; none feeds data as it is.",
-        ),
-        click.option("--allow-code", is_flag=True, help="Let module:function data run Python code."),
-    )
+def _read_table(_: click.Context, __: click.Parameter, text: str | None) -> Any:
+    """Return what `--preprocess` says: a Preprocess, `none`, or None where it says nothing."""
+    from onnxcomp.cli.config_file import read_preprocess
+
+    return text if text is None or text == "none" else read_preprocess(Path(text))
 
 
-def trust_options(function: F) -> F:
-    """Add the options that say how the model file is read and run."""
-    return link_options(threads_option(0)(function))
+_SETTINGS: dict[Kind, dict[str, Any]] = {
+    "text": {},
+    "data": {},
+    "count": {"type": int},
+    "number": {"type": float},
+    "flag": {"is_flag": True},
+    "switch": {},
+    "choice": {},
+    "texts": {"multiple": True},
+    "files": {"type": FILE, "multiple": True},
+    "file": {"type": FILE},
+    "sizes": {"type": _sizes, "multiple": True, "callback": _table},
+    "preprocess": {"callback": _read_table},
+}
+"""What click is told of the kinds of options."""
 
 
-def link_options(function: F) -> F:
-    """Add --custom-op-lib and --allow-links."""
-    return _with(
-        function,
-        click.option(
-            "--custom-op-lib",
-            "custom_op_libs",
-            metavar="FILE",
-            multiple=True,
-            help="Shared library with operators of the model; its code runs.",
-        ),
-        click.option("--allow-links", is_flag=True, help="Follow links to external data (model-hub caches)."),
-    )
+def changed(name: str, *, help: str, default: Any = ...) -> RunOption:
+    """Return the option of a run called `name` with what is another for one command: its help, perhaps its default."""
+    option = run_option(name)
+    return replace(option, help=help, default=option.default if default is ... else default)
 
 
-def threads_option(default: int) -> Callable[[F], F]:
-    """Return what adds --threads with its `default`."""
-    return click.option(
-        "--threads",
-        type=click.IntRange(min=0),
-        default=default,
-        show_default=bool(default),
-        help="Of onnxruntime; 0 = all cores.",
-    )
+MEASURED_SIZES = changed(
+    "set_shape", help="Sizes of an input to measure at: x=1,3,224,224 (* leaves an axis)."
+)
+"""--set-shape of commands that write no model."""
 
 
-def exclude_option(function: F) -> F:
-    """Add --exclude."""
-    return click.option(
-        "--exclude",
-        metavar="PATTERN",
-        multiple=True,
-        help="Leave nodes alone: a glob, re:EXPRESSION or op:OPERATOR.",
-    )(function)
+def run_options(*options: str | RunOption) -> Callable[[F], F]:
+    """Return what adds `options` of a run, by name or as `changed`, to a command; all of them where none is named.
+
+    The help shows them in this order. Each is handed over under its name in the table.
+    """
+    chosen = [run_option(o) if isinstance(o, str) else o for o in options] or RUN_OPTIONS
+
+    def add(function: F) -> F:
+        for option in reversed(chosen):
+            function = _click_option(option)(function)
+        return function
+
+    return add
 
 
-def set_shape_option(what: str) -> Callable[[F], F]:
-    """Return what adds --set-shape, whose help says `what` the sizes are for."""
-    return click.option(
-        "--set-shape",
-        metavar="NAME=SIZES",
-        type=_set_shape,
-        multiple=True,
-        help=f"{what}: x=1,3,224,224 (* leaves an axis).",
-    )
-
-
-def output_option(function: F) -> F:
-    """Add --output."""
-    return click.option("--output", metavar="NAME", help="The graph output on which classes are chosen.")(
-        function
-    )
-
-
-def seed_option(what: str) -> Callable[[F], F]:
-    """Return what adds --seed, whose help says `what` it decides."""
-    return click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help=what)
+def _click_option(option: RunOption) -> Callable[[F], F]:
+    settings = dict(_SETTINGS[option.kind])
+    if option.choices:
+        settings["type"] = click.Choice(option.choices)
+    if option.least is not None:
+        settings["type"] = click.IntRange(min=option.least)
+    if option.default is not None:
+        settings["default"] = option.default
+        settings["show_default"] = option.name == "threads" and bool(option.default)
+    flags = f"--{option.key}" + (f"/--no-{option.key}" if option.kind == "switch" else "")
+    short = [f"-{option.short}"] if option.short else []
+    return click.option(*short, flags, option.name, metavar=option.metavar, help=option.help, **settings)
 
 
 def json_option(function: F) -> F:
@@ -142,39 +107,21 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
-def _with(function: F, *options: Callable[[F], F]) -> F:
-    """Return `function` with `options`, which the help shows in this order."""
-    for option in reversed(options):
-        function = option(function)
-    return function
+def merge_config(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options `given` on the command line, filled up from the file of `--config`; the command line wins.
 
-
-def read_table(text: str | None) -> Any:
-    """Return what `--preprocess` says: a Preprocess, `none`, or None where it says nothing."""
-    from onnxcomp.cli.config import read_preprocess
-
-    return text if text is None or text == "none" else read_preprocess(Path(text))
-
-
-def merge_config(context: click.Context, config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options `given` on the command line, filled up from the file `config`; the command line wins.
-
-    A config key and the option it stands for have the same name; passes and preset stand for each other.
+    Passes and preset stand for each other.
     """
-    if config is None:
-        return given
-    from onnxcomp.cli.config import Config, read_config
-
-    table = read_config(config)
     merged = dict(given)
-    said = {name for name in given if _on_command_line(context, name)}
+    config = merged.pop("config")
+    if config is None:
+        return merged
+    from onnxcomp.cli.config_file import read_config
+
+    said = {name for name in merged if _on_command_line(context, name)}
     if said & {"passes", "preset"}:
         said |= {"passes", "preset"}
-    for field in fields(Config):
-        value = getattr(table, field.name)
-        if value is not None and field.name not in said:
-            merged[field.name] = value
-    return merged
+    return merged | {name: value for name, value in read_config(config).items() if name not in said}
 
 
 def _on_command_line(context: click.Context, name: str) -> bool:

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcomp.cli.group import Command, common_options
-from onnxcomp.cli.options import (
-    FILE,
-    calibration_options,
-    data_options,
-    exclude_option,
-    json_option,
-    output_option,
-    read_table,
-    seed_option,
-    set_shape_option,
-    trust_options,
-)
+from onnxcomp.cli.options import FILE, MEASURED_SIZES, changed, json_option, run_options
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.commands.sensitivity import Effect, Sensitivity
@@ -57,8 +46,11 @@ def levels(text: str) -> tuple[float, ...]:
     ),
 )
 @click.argument("model", metavar="IN", type=FILE)
-@calibration_options
-@click.option("--passes", metavar="TEXT", help="Passes to run before measuring; default: the preset exact.")
+@run_options(
+    "calibration",
+    "samples",
+    changed("passes", help="Passes to run before measuring; default: the preset exact."),
+)
 @click.option(
     "--technique",
     type=click.Choice(["prune", "quantize"]),
@@ -66,10 +58,12 @@ def levels(text: str) -> tuple[float, ...]:
     show_default=True,
     help="What is done to each place: channels removed, or a node computed in integers.",
 )
-@click.option(
-    "--target",
-    metavar="NAME",
-    help="With --technique quantize: what decides on integers and how they are stored. Default: ort-cpu.",
+@run_options(
+    changed(
+        "target",
+        help="With --technique quantize: what decides on integers and how they are stored. Default: ort-cpu.",
+        default=None,
+    )
 )
 @click.option(
     "--levels",
@@ -91,19 +85,21 @@ def levels(text: str) -> tuple[float, ...]:
     show_default=True,
     help="Order of rows: as in the network, or most harm per MAC saved first.",
 )
-@exclude_option
-@set_shape_option("Sizes of an input to measure at")
-@output_option
-@seed_option("Of every random choice.")
+@run_options("exclude", MEASURED_SIZES, "decision", "seed")
 @click.option(
     "--cache",
     metavar="FOLDER|none",
     help="Where results are kept; default: $XDG_CACHE_HOME/onnxcomp or ~/.cache/onnxcomp.",
 )
 @json_option
-@data_options
-@trust_options
-@click.option("--force", is_flag=True, help="Measure anew, whatever the cache holds.")
+@run_options(
+    "preprocess",
+    "allow_code",
+    "custom_op_libs",
+    "allow_links",
+    "threads",
+    changed("force", help="Measure anew, whatever the cache holds."),
+)
 @common_options
 def sensitivity(
     model: Path,
@@ -128,9 +124,13 @@ def sensitivity(
     from onnxcomp.cli.progress import Teller
     from onnxcomp.compiler.commands.sensitivity import measure_sensitivity
     from onnxcomp.compiler.run.report import to_json
+    from onnxcomp.compiler.run.request import Request
+    from onnxcomp.presets import pipeline_of
 
     chosen = _technique(technique, target, shares, criterion)
-    request = _request(model, {**options, **({"target": target} if target else {})})
+    if target is not None:
+        options["target"] = target
+    request = Request(pipeline_of(options.pop("passes")), model, **options)
     with Teller(quiet=quiet or as_json) as teller:
         teller.stage(f"loading {model.name}")
         found = measure_sensitivity(request, [chosen], teller, cache=cache)
@@ -159,22 +159,6 @@ def _technique(
     from onnxcomp.compiler.mixed_precision.technique import QuantizeNodes
 
     return QuantizeNodes(target or DEFAULT_TARGET)
-
-
-def _request(model: Path, options: dict[str, Any]) -> Any:
-    from onnxcomp.compiler.run.request import Request
-    from onnxcomp.compiler.spec import Pipeline
-    from onnxcomp.presets import DEFAULT, preset
-
-    passes = options.pop("passes")
-    return Request(
-        pipeline=Pipeline.parse(preset(DEFAULT).pipeline if passes is None else passes),
-        source=model,
-        preprocess=read_table(options.pop("preprocess")),
-        set_shape=dict(options.pop("set_shape")),
-        decision=options.pop("output"),
-        **options,
-    )
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import onnxcomp
 from onnxcomp import passes
-from onnxcomp.cli import targets as cli_targets
+from onnxcomp.cli import check as cli_check
 from onnxcomp.cli.main import cli
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
 from onnxcomp.compiler.target.files import target_names
@@ -145,7 +145,7 @@ def test_many_places_of_a_kind_are_cut_short_unless_all_are_asked_for(
 ) -> None:
     every = run("check signed.onnx --target rknn --all", 1).stdout
     assert run("check signed.onnx --target rknn", 1).stdout == every
-    monkeypatch.setattr(cli_targets, "SHOWN", 2)
+    monkeypatch.setattr(cli_check, "SHOWN", 2)
     some = run("check signed.onnx --target rknn", 1).stdout
     assert "4 more places of the same kinds; --all lists them" in some
     assert len(every.splitlines()) == len(some.splitlines()) + 3
