@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import scipy.linalg  # noqa: F401 - brings a library of its own, which is there to be held once imported
+from hypothesis import settings
 
 from onnxcomp.numerics.threads import single_threaded_blas
 
@@ -19,6 +20,16 @@ collect_ignore = ["support", "plugin/package"]
 
 MOST_WORKERS = 4
 """Beyond these, threads of onnxruntime wait for each other, and the largest file for nobody."""
+
+
+settings.register_profile("ci", deadline=None, database=None, max_examples=60)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=800)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try more where slow tests are asked for; a test may still say how many examples it wants."""
+    wanted = config.getoption("markexpr", "")
+    settings.load_profile("ci" if "not slow" in wanted or "slow" not in wanted else "thorough")
 
 
 @pytest.hookimpl(optionalhook=True)

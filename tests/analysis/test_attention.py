@@ -322,12 +322,8 @@ def test_random_plans_are_of_all_kinds_and_few_hold_everything() -> None:
     assert all({g.view for g in groups if not g.blocked} == {0, 1} for groups in cuts)
 
 
-QUIET = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
+QUIET = settings(derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+"""As many examples as the profile says: see tests/conftest.py."""
 
 
 def hold_random(plan: AttentionPlan, seed: int) -> None:
@@ -342,7 +338,7 @@ def hold_random(plan: AttentionPlan, seed: int) -> None:
 
 
 @given(attention_plans(), st.integers(0, 1))
-@settings(QUIET, max_examples=60)
+@QUIET
 def test_a_random_block_of_attention_cut_at_random_equals_its_masked_self(
     plan: AttentionPlan, seed: int
 ) -> None:
@@ -351,7 +347,7 @@ def test_a_random_block_of_attention_cut_at_random_equals_its_masked_self(
 
 @pytest.mark.slow
 @given(attention_plans(), st.integers(0, 1))
-@settings(QUIET, max_examples=800)
+@QUIET
 def test_many_random_blocks_of_attention_cut_at_random_equal_their_masked_selves(
     plan: AttentionPlan, seed: int
 ) -> None:

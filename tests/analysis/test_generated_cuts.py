@@ -16,12 +16,8 @@ from tests.support.structures import EVERY_BLOCK, STRUCTURES
 OVER_CHANNELS = {("layer-norm", 3), ("layer-norm", 6), ("other-norms", 4), ("arg-max", 5)}
 """Blocks whose number makes them work over the channels, which must then stay."""
 
-QUIET = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
+QUIET = settings(derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+"""As many examples as the profile says: see tests/conftest.py."""
 
 
 def hold(plan: Plan, seed: int) -> None:
@@ -45,14 +41,14 @@ def hold(plan: Plan, seed: int) -> None:
 
 
 @given(plans(), st.integers(0, 99))
-@settings(QUIET, max_examples=150)
+@QUIET
 def test_a_random_network_cut_at_random_equals_its_masked_self(plan: Plan, seed: int) -> None:
     hold(plan, seed)
 
 
 @pytest.mark.slow
 @given(plans(14), st.integers(0, 9999))
-@settings(QUIET, max_examples=600)
+@QUIET
 def test_many_larger_random_networks_cut_at_random_equal_their_masked_selves(plan: Plan, seed: int) -> None:
     hold(plan, seed)
 
@@ -69,7 +65,7 @@ def test_every_block_can_be_cut_before_every_tail(block: str, tail: str) -> None
 
 # --- all structures --------------------------------------------------------------------------------------------------
 @given(plans(6, tuple(EVERY_BLOCK)), st.integers(0, 99))
-@settings(QUIET, max_examples=150)
+@QUIET
 def test_a_random_network_of_every_structure_cut_at_random_equals_its_masked_self(
     plan: Plan, seed: int
 ) -> None:
@@ -78,7 +74,7 @@ def test_a_random_network_of_every_structure_cut_at_random_equals_its_masked_sel
 
 @pytest.mark.slow
 @given(plans(12, tuple(EVERY_BLOCK)), st.integers(0, 9999))
-@settings(QUIET, max_examples=800)
+@QUIET
 def test_many_larger_random_networks_of_every_structure_equal_their_masked_selves(
     plan: Plan, seed: int
 ) -> None:

@@ -171,12 +171,8 @@ def test_a_mask_of_one_unit_is_the_unit_that_goes() -> None:
     np.testing.assert_array_equal(after, before[:, rows])
 
 
-QUIET = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
+QUIET = settings(derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+"""As many examples as the profile says: see tests/conftest.py."""
 
 
 def hold_random(plan: RecurrentPlan) -> None:
@@ -189,13 +185,13 @@ def hold_random(plan: RecurrentPlan) -> None:
 
 
 @given(recurrent_plans())
-@settings(QUIET, max_examples=60)
+@QUIET
 def test_a_random_recurrent_chain_cut_at_random_equals_its_masked_self(plan: RecurrentPlan) -> None:
     hold_random(plan)
 
 
 @pytest.mark.slow
 @given(recurrent_plans())
-@settings(QUIET, max_examples=600)
+@QUIET
 def test_many_random_recurrent_chains_cut_at_random_equal_their_masked_selves(plan: RecurrentPlan) -> None:
     hold_random(plan)

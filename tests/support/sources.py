@@ -131,6 +131,7 @@ def _text(statement: ast.stmt | None) -> str:
     return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
 
 
+@cache
 def tracked_texts() -> dict[Path, str]:
     """Return the text files that git tracks, by their path from the root; skip the test outside a checkout."""
     try:
