@@ -15,6 +15,7 @@ The number is the exit code of the command line. One message is one line that en
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
@@ -30,8 +31,14 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "hint",
+    "memory_wanted",
     "nearest",
+    "shortened",
 ]
+
+_LONGEST_NAME = 200
+_LONG = re.compile(rf"'[^'\n]{{{_LONGEST_NAME + 1},}}'|\S{{{_LONGEST_NAME + 1},}}")
+_WANTED = re.compile(r"[Uu]nable to allocate ([\d.]+ \w+)")
 
 
 class OnnxcompError(Exception):
@@ -42,6 +49,9 @@ class OnnxcompError(Exception):
 
     exit_code: ClassVar[int] = 70
     result: object = None
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
 
 class UsageError(OnnxcompError):
@@ -108,3 +118,14 @@ def hint(word: str, known: Iterable[str], *, plural: str = "known") -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; {plural}: {', '.join(words)}" if words else ""
+
+
+def shortened(text: str) -> str:
+    """Return `text` with every name in it of more than 200 characters cut in the middle: files may hold any name."""
+    return _LONG.sub(lambda found: f"{found[0][:130]}...{found[0][-60:]}", text)
+
+
+def memory_wanted(problem: MemoryError) -> str:
+    """Return what `problem` says of the memory that was not to be had: how much, where that is known."""
+    found = _WANTED.search(str(problem))
+    return f"{found[1]} of memory at once, more than there is" if found else "more memory than there is"

@@ -178,9 +178,8 @@ def channel_groups(
     >>> [(g.name, g.units, g.blocked) for g in channel_groups(model)]
     [('h', 4, None), ('y', 3, "it reaches the graph output 'y'")]
     """
-    if shapes is None:
-        shapes = default_shapes(model)
-    labels = propagate(model, shapes, excluded)
+    sure = shapes is not None
+    labels = propagate(model, default_shapes(model) if shapes is None else shapes, excluded, sure=sure)
     classes = partition(labels)
     return ChannelGroups(tuple(_collect(labels, classes)), labels, classes)
 

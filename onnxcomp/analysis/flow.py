@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.analysis.labels import Ids, LabelMap, Labels, Role
+from onnxcomp.analysis.labels import Blocked, Ids, LabelMap, Labels, Role
 from onnxcomp.ir.graph import Constant, Graph, Node, Value
 from onnxcomp.numerics.arrays import Shapes
 
@@ -17,10 +17,6 @@ __all__ = ["Blocked", "Flow", "Leaf", "Rule", "Shapes", "Size", "SizeArray", "We
 
 Leaf = tuple[str, str, int]
 """A number of channels that is read: the node that reads it, the value, and the axis."""
-
-
-class Blocked(Exception):  # noqa: N818 - a refusal, caught in this room
-    """A rule declines a node; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class Flow:
         weights: computed values that are stored tensors seen through other nodes, and only ever read as weights.
         opaque: values that would be such but for what they say.
         sizes: tensors of sizes, by name.
+        sure: whether the shapes are those of a run; where they are not, they may contradict each other.
         soft: computed values that depend on stored tensors alone, which can be cut wherever others have channels.
     """
 
@@ -85,6 +82,7 @@ class Flow:
     opaque: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, SizeArray] = field(default_factory=dict)
     soft: set[str] = field(default_factory=set)
+    sure: bool = True
 
     def labels(self, value: Value) -> Labels:
         """Return the labels of an input of a node; the node is declined where the value holds nothing."""

@@ -28,7 +28,9 @@ from onnxcomp.ir.graph import Constant, Node
 __all__ = [
     "DIMS",
     "HEADS",
+    "MOST_LABELS",
     "AxisUse",
+    "Blocked",
     "Deferred",
     "Ids",
     "LabelMap",
@@ -45,6 +47,17 @@ Role = Literal["produces", "consumes", "follows"]
 
 DIMS, HEADS = 0, 1
 """The views: single positions (the same ones in every head), and whole heads."""
+
+
+_MOST_STORED = 2**24
+"""Labels that one stored tensor may have: its elements stand in the file."""
+
+MOST_LABELS = 2**22
+"""Labels of one value beyond which it is not followed: a few bytes of a file may claim a value of any size."""
+
+
+class Blocked(Exception):  # noqa: N818 - a refusal, caught in this room
+    """A rule declines a node; the message is the reason."""
 
 
 def compact(ids: Ids) -> Ids:
@@ -67,15 +80,59 @@ class Labels:
         """The axes along which labels differ."""
         return tuple(a for a, size in enumerate(self.ids.shape) if size > 1)
 
-    def full(self) -> Ids:
-        """Return the ids broadcast to the full shape (a view)."""
-        return np.broadcast_to(self.ids, self.shape)
+    def reshaped(self, shape: tuple[int, ...]) -> Labels:
+        """Return the labels of the value in another shape; what is the same along an axis stays so, at no cost.
+
+        Raises:
+            Blocked: where the shapes do not fit, or labels that differ would take too much memory in the new one.
+        """
+        sides, ids = [], self.ids
+        for old, new in _segments(self.shape, shape):
+            varies = any(ids.shape[axis] > 1 for axis in old)
+            sides.append(
+                ([self.shape[a] if varies else 1 for a in old], [shape[a] if varies else 1 for a in new])
+            )
+        if math.prod(size for old, _ in sides for size in old) > MOST_LABELS:
+            raise Blocked(
+                f"a value of the shape {list(self.shape)} has too many elements to be followed one by one"
+            )
+        full = np.broadcast_to(ids, [size for old, _ in sides for size in old])
+        return Labels(compact(full.reshape([size for _, new in sides for size in new])), shape)
 
     def along(self, axis: int) -> Ids | None:
         """Return the ids `[shape[axis]]` along `axis`, or None where they differ along another axis too."""
         if any(a != axis % len(self.shape) for a in self.axes):
             return None
         return np.broadcast_to(self.ids.reshape(-1), (self.shape[axis],))
+
+
+def _segments(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return the shortest runs of axes of two shapes that hold equally many elements, in order.
+
+    Raises:
+        Blocked: where the shapes hold different numbers of elements.
+    """
+    if math.prod(old) != math.prod(new):
+        raise Blocked(f"a value of the shape {list(old)} cannot be given the shape {list(new)}")
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left: list[int] = []
+        right: list[int] = []
+        one = two = 1
+        while not left or not right or one != two:
+            if (one <= two and i < len(old)) or j == len(new):
+                if i == len(old):
+                    break
+                left.append(i)
+                one *= old[i]
+                i += 1
+            else:
+                right.append(j)
+                two *= new[j]
+                j += 1
+        runs.append((left, right))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -149,7 +206,13 @@ class LabelMap:
 
     # --- making -------------------------------------------------------------------------------------------------
     def fresh(self, count: int) -> Ids:
-        """Return `count` new labels."""
+        """Return `count` new labels.
+
+        Raises:
+            Blocked: where those are more than are worth their memory.
+        """
+        if count > _MOST_STORED:
+            raise Blocked(f"it has {count:,} elements, more than are followed one by one")
         ids = np.arange(self._count, self._count + count, dtype=np.int64)
         self._count += count
         return ids

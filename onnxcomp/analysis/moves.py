@@ -14,7 +14,7 @@ __all__ = ["MOVES", "pad_amounts", "slice_bounds"]
 
 def _reshape(flow: Flow, node: Node) -> list[Labels]:
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node)
-    made = Labels(compact(labels.full().reshape(shape)), shape)
+    made = labels.reshaped(shape)
     if node.is_op("Reshape"):
         follow_target(flow, node, 1, made, {axis: axis for axis in range(len(shape))})
         flow.map.rederive.append((node, "reshape"))

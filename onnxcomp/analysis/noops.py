@@ -76,7 +76,7 @@ def permutation(node: Node, types: Types) -> list[int] | None:
 def _still_transpose(node: Node, types: Types) -> bool:
     """The permutation is the identity, or moves axes of size one only and leaves the shape as it is."""
     perm = permutation(node, types)
-    if perm is None:
+    if perm is None or sorted(perm) != list(range(len(perm))):
         return False
     if perm == sorted(perm):
         return True
@@ -119,6 +119,8 @@ def whole_slice(node: Node, types: Types) -> bool:
     axes = list(range(len(starts))) if node.input(3) is None else _ints(node, 3)
     steps = [1] * len(starts) if node.input(4) is None else _ints(node, 4)
     if axes is None or steps is None or any(not -len(shape) <= a < len(shape) for a in axes):
+        return False
+    if len({len(starts), len(ends), len(axes), len(steps)}) > 1:
         return False
     return all(_endless(b, e, s, shape[a]) for b, e, s, a in zip(starts, ends, steps, axes, strict=True))
 

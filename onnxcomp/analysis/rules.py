@@ -32,6 +32,7 @@ from onnxcomp.analysis.spatial import (
     tile,
 )
 from onnxcomp.analysis.weights import look_through, quantize
+from onnxcomp.errors import ModelError
 from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import (
@@ -49,20 +50,29 @@ from onnxcomp.ir.ops import (
 __all__ = ["propagate"]
 
 
-def propagate(model: Model, shapes: Shapes, excluded: Mapping[str, str] | None = None) -> LabelMap:
+def propagate(
+    model: Model, shapes: Shapes, excluded: Mapping[str, str] | None = None, *, sure: bool = True
+) -> LabelMap:
     """Return the labels of all values of `model`, whose concrete `shapes` (one sample) are given.
 
-    `excluded` maps names of nodes to the reason why neither their inputs' nor their outputs' channels may go.
+    `excluded` maps names of nodes to the reason why neither their inputs' nor their outputs' channels may go. `sure` says
+    that the shapes were observed.
+
+    Raises:
+        ModelError: naming the node, where shapes that are not sure contradict what it does.
     """
-    flow = Flow(model.graph, shapes, LabelMap())
+    flow = Flow(model.graph, shapes, LabelMap(), sure=sure)
     for fed in model.graph.inputs:
         flow.map.values[fed.name] = flow.map.uniform(shapes.get(fed.name, ()), "it meets a graph input")
     for node in model.graph.nodes:
         _visit(flow, node, (excluded or {}).get(node.name))
     for value in model.graph.outputs:
-        labels = flow.map.of_constant(value) if isinstance(value, Constant) else flow.map.values[value.name]
+        reason = f"it reaches the graph output {value.name!r}"
         block_counted(flow, value)
-        flow.map.block(labels.ids, f"it reaches the graph output {value.name!r}")
+        if isinstance(value, Constant):
+            flow.map.foreign.setdefault(value.name, reason)
+        else:
+            flow.map.block(flow.map.values[value.name].ids, reason)
     for node in model.graph.nodes:
         for name in node.captures:
             _hold_captured(flow, node, name)
@@ -101,6 +111,12 @@ def _visit(flow: Flow, node: Node, excluded: str | None) -> None:
     except Blocked as refusal:
         del flow.map.uses[mark:]
         made = _decline(flow, node, str(refusal))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as problem:
+        if flow.sure:
+            raise
+        raise ModelError(
+            f"{node.op} {node.name!r} does not fit what it reads, and the model was never run: {problem}"
+        ) from problem
     for value, labels in zip(node.outputs, made, strict=True):
         flow.map.values[value.name] = labels
     if _stays_soft(flow, node):

@@ -6,6 +6,7 @@ itself when channels go, or can be stored; whatever else reads it blocks the cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def _elements(flow: Flow, value: Value) -> SizeArray:
         return flow.sizes[value.name]
     fixed = isinstance(value, Constant)
     shape = value.values.shape if isinstance(value, Constant) else flow.shapes[value.name]
-    if int(np.prod(shape)) > _LIMIT:
+    if math.prod(shape) > _LIMIT:
         raise Blocked("too many elements for sizes")
     made = np.empty(shape, object)
     made.fill(Size(fixed=fixed))

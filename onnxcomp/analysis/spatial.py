@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnxcomp.analysis.flow import Blocked, Flow
-from onnxcomp.analysis.labels import Ids, Labels, compact
+from onnxcomp.analysis.labels import MOST_LABELS, Ids, Labels, compact
 from onnxcomp.analysis.sizing import follow_target, target_places
 from onnxcomp.ir.graph import Node
 
@@ -124,5 +124,7 @@ def _soft(flow: Flow, node: Node, shape: tuple[int, ...], axes: list[int]) -> La
     """Return new labels along `axes` of a value that is the same at every position there."""
     flow.soft.add(node.output.name)
     layout = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    if math.prod(layout) > MOST_LABELS:
+        raise Blocked(f"{node.op} {node.name!r} makes {math.prod(layout):,} elements of a few")
     ids: Ids = flow.map.fresh(math.prod(layout)).reshape(layout)
     return Labels(compact(ids), shape)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from onnxcomp.errors import OnnxcompError
+from onnxcomp.errors import OnnxcompError, memory_wanted
 
 __all__ = [
     "BUG",
@@ -103,8 +103,11 @@ class Commands(Group):
         except OSError as problem:
             name = f"{problem.filename}: " if problem.filename else ""
             code = self._fail(USAGE, f"{name}{problem.strerror or problem}")
-        except MemoryError:
-            code = self._fail(USAGE, "out of memory; give fewer samples or a machine with more")
+        except MemoryError as problem:
+            code = self._fail(
+                USAGE,
+                f"this takes {memory_wanted(problem)}; give fewer samples or smaller sizes (--set-shape)",
+            )
         except Exception as problem:  # noqa: BLE001 - the last door: whatever is left is a bug of ours
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())
             code = self._fail(BUG, f"a bug of onnxcomp, please report it (--debug shows where): {reason}")

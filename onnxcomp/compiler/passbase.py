@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from onnxcomp.compiler.context import Context, Progress
 from onnxcomp.compiler.options import Option, format_option, option
+from onnxcomp.errors import shortened
 
 if TYPE_CHECKING:
     from onnxcomp.ir.model import Model
@@ -77,12 +78,13 @@ class PassLog:
 
     def skip(self, where: str, reason: str) -> None:
         """Record a place declined, once per place and reason."""
-        skip = Skip(where, reason)
+        skip = Skip(where, shortened(reason))
         if skip not in self.skips:
             self.skips.append(skip)
 
     def note(self, text: str) -> None:
         """Record something the user should know, once."""
+        text = shortened(text)
         if text not in self.notes:
             self.notes.append(text)
 

@@ -45,7 +45,7 @@ def read_attributes(node: Node, proto: NodeProto, read: TensorReader, version: i
 
     Raises:
         ModelError: naming node and attribute, for one of another type than the operator takes, one that is given twice,
-            one without a value and one that refers to the attribute of a function.
+            one that is missing and one that refers to the attribute of a function.
     """
     label = proto.name or next(filter(None, proto.output), proto.op_type)
     types = _declared_types(proto.op_type, proto.domain, version) if known else {}
@@ -71,6 +71,9 @@ def read_attributes(node: Node, proto: NodeProto, read: TensorReader, version: i
             node.empty_lists[attribute.name] = kind
         else:
             node.attrs[attribute.name] = _value(attribute, kind, read)
+    for name in _required(proto.op_type, proto.domain, version) if known else ():
+        if name not in node.attrs and name not in node.empty_lists:
+            raise ModelError(f"{proto.op_type} {label!r} has no attribute {name!r}, which it needs")
 
 
 def _value(attribute: AttributeProto, kind: int, read: TensorReader) -> Any:
@@ -113,12 +116,21 @@ def _type_name(kind: int) -> str:
 @functools.lru_cache(maxsize=4096)
 def _declared_types(op: str, domain: str, version: int) -> dict[str, int]:
     """Return the type of every attribute of an operator of onnx, by name; nothing of others."""
+    return {name: int(attribute.type.value) for name, attribute in _schema(op, domain, version).items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _required(op: str, domain: str, version: int) -> tuple[str, ...]:
+    """Return the names of the attributes without which an operator of onnx means nothing."""
+    return tuple(name for name, attribute in _schema(op, domain, version).items() if attribute.required)
+
+
+def _schema(op: str, domain: str, version: int) -> dict[str, Any]:
     try:
         schema = onnx.defs.get_schema(op, version, "" if is_default_domain(domain) else domain)
     except onnx.defs.SchemaError:
         return {}
-    declared: dict[str, Any] = dict(schema.attributes)
-    return {name: int(attribute.type.value) for name, attribute in declared.items()}
+    return dict(schema.attributes)
 
 
 def write_attribute(name: str, value: Any, doc_string: str = "") -> AttributeProto:

@@ -22,8 +22,9 @@ from onnxcomp.errors import ModelError
 from onnxcomp.ir.attributes import read_attributes, write_attribute
 from onnxcomp.ir.graph import Array, Constant, Graph, Node, Value, Variable, is_default_domain
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.operands import check_operands
 from onnxcomp.ir.scopes import captures, scoped
-from onnxcomp.ir.tensors import TensorReader, numpy_dtype, read_sparse, write_tensor
+from onnxcomp.ir.tensors import TensorReader, check_axes, numpy_dtype, read_sparse, write_tensor
 from onnxcomp.ir.tensors import read_tensor as read_inline
 
 __all__ = [
@@ -147,6 +148,7 @@ def _read_graph(model: Model, proto: GraphProto, read: TensorReader) -> None:
         graph.nodes.append(node)
     _read_outputs(model, proto, values)
     _name_nodes(model)
+    check_operands(graph)
 
 
 def _check_new(name: str, values: dict[str, Value]) -> None:
@@ -286,6 +288,7 @@ def _variable(info: ValueInfoProto) -> Variable:
         tensor = info.type.tensor_type
         variable.dtype = numpy_dtype(tensor.elem_type)
         if tensor.HasField("shape"):
+            check_axes(info.name, len(tensor.shape.dim))
             variable.shape = tuple(declared_size(d) for d in tensor.shape.dim)
     return variable
 

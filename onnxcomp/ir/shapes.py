@@ -14,6 +14,7 @@ from onnxcomp.ir.graph import is_default_domain
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import KEEPS_SHAPE
 from onnxcomp.ir.proto import declared_size, numpy_dtype, to_proto
+from onnxcomp.ir.tensors import check_axes
 
 __all__ = ["Shape", "ValueType", "infer_types", "shape_key"]
 
@@ -44,7 +45,8 @@ def infer_types(
     `input_shapes` replaces the declared shapes of graph inputs. Values behind unknown operators are absent.
 
     Raises:
-        ModelError: with `strict`, where inference finds a contradiction; the message names the node.
+        ModelError: for a value with more axes than an array can have; with `strict`, where inference finds a
+            contradiction; the message names the node.
     """
     proto = to_proto(model, skeleton=True, input_shapes=input_shapes)
     try:
@@ -58,6 +60,7 @@ def infer_types(
     types = {c.name: ValueType(c.values.dtype, c.values.shape) for c in model.graph.constants.values()}
     for info in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         if info.name not in types and info.type.WhichOneof("value") == "tensor_type":
+            check_axes(info.name, len(info.type.tensor_type.shape.dim))
             types[info.name] = _value_type(info.type.tensor_type)
     return types
 

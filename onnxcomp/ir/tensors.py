@@ -15,8 +15,10 @@ from onnxcomp.errors import ModelError
 from onnxcomp.ir.graph import Array
 
 __all__ = [
+    "MAX_AXES",
     "Layout",
     "TensorReader",
+    "check_axes",
     "is_external",
     "layout",
     "numpy_dtype",
@@ -31,7 +33,7 @@ __all__ = [
 TensorReader: TypeAlias = Callable[[TensorProto], Array]
 """Turns a TensorProto into an array; knows where external data lies."""
 
-_MAX_NDIM = 32
+MAX_AXES = 32
 """The most axes that every supported numpy can hold."""
 
 _MAX_BYTES = 2**48
@@ -91,8 +93,7 @@ def layout(tensor: TensorProto) -> Layout:
     shape = tuple(int(size) for size in tensor.dims)
     if any(size < 0 for size in shape):
         raise ModelError(f"tensor {tensor.name!r} has a negative size in its shape {list(shape)}")
-    if len(shape) > _MAX_NDIM:
-        raise ModelError(f"tensor {tensor.name!r} has {len(shape)} axes; at most {_MAX_NDIM} are supported")
+    check_axes(tensor.name, len(shape))
     # An empty tensor may still declare sizes whose product overflows: numpy refuses those as well.
     if math.prod(size for size in shape if size) * dtype.itemsize > _MAX_BYTES:
         raise ModelError(f"tensor {tensor.name!r} declares an impossible shape {list(shape)}")
@@ -100,6 +101,12 @@ def layout(tensor: TensorProto) -> Layout:
     bits = packed_bits(tensor.data_type)
     stored = count * dtype.itemsize if bits is None else (count * bits + 7) // 8
     return Layout(dtype, shape, count, stored)
+
+
+def check_axes(name: str, count: int) -> None:
+    """Raise ModelError where the value `name` has more axes than an array can have."""
+    if count > MAX_AXES:
+        raise ModelError(f"tensor {name!r} has {count} axes; at most {MAX_AXES} are supported")
 
 
 def read_tensor(tensor: TensorProto) -> Array:

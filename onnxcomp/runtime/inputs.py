@@ -16,6 +16,7 @@ __all__ = [
     "FREE_SIZES",
     "PIECE_LIMIT",
     "Shapes",
+    "can_be_drawn",
     "candidate_shapes",
     "input_specs",
     "noise",
@@ -84,6 +85,11 @@ def noise(model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dic
     return {v.name: _draw(v, shapes[v.name], rng) for v in model.graph.inputs}
 
 
+def can_be_drawn(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether noise of these shapes is worth its memory; an empty input may still declare sizes of any length."""
+    return sum(math.prod(size for size in shape if size) for shape in shapes.values()) <= _FEED_LIMIT
+
+
 def _draw(value: Variable, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     dtype = np.dtype(value.dtype or np.float32)
     if dtype == object:
@@ -98,7 +104,7 @@ def runnable_shapes(
 ) -> Shapes | None:
     """Return the first of the candidate shapes at which `session` (of `model`) runs on noise, None where none does."""
     for shapes in candidate_shapes(model, first):
-        if sum(math.prod(s) for s in shapes.values()) > _FEED_LIMIT:
+        if not can_be_drawn(shapes):
             continue
         try:
             session.run(noise(model, shapes, seed))

@@ -12,17 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.errors import ModelError, OnnxcompError
+from onnxcomp.errors import ModelError, OnnxcompError, memory_wanted, shortened
 from onnxcomp.ir.check import check_model
 from onnxcomp.ir.convert import settle_opset
 from onnxcomp.ir.files import load
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.inputs import PIECE_LIMIT, Shapes, candidate_shapes, noise, runnable_shapes
+from onnxcomp.runtime.inputs import (
+    PIECE_LIMIT,
+    Shapes,
+    can_be_drawn,
+    candidate_shapes,
+    noise,
+    runnable_shapes,
+)
 from onnxcomp.runtime.sandbox import Probe
 from onnxcomp.runtime.session import Session, SessionError
 
-__all__ = ["main"]
+__all__ = ["look", "main"]
 
 _CONVERSION_TOLERANCE = 1e-4
 """Relative to the largest output: what exact passes are held to as well."""
@@ -39,20 +46,28 @@ def main() -> None:
     request: dict[str, Any] = json.loads(sys.stdin.buffer.read())
     answer = _take_stdout()
     _limit_process(request["seconds"])
-    try:
-        found = dataclasses.asdict(_look(request))
-    except OnnxcompError as problem:
-        kind = "ModelError" if isinstance(problem, ModelError) else "UsageError"
-        found = {"kind": kind, "error": str(problem)}
-    except MemoryError:
-        found = {
-            "kind": "ModelError",
-            "error": f"{request['name']!r} needs more memory than this machine has",
-        }
+    found = look(request)
     with os.fdopen(answer, "w", encoding="utf-8") as stream:
         json.dump(found, stream)
     # What is left to do is to unload native code that has seen an untrusted file.
     os._exit(0)
+
+
+def look(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what was found out about the file of `request`, or what is wrong with it as `kind` and `error`."""
+    try:
+        return dataclasses.asdict(_look(request))
+    except OnnxcompError as problem:
+        kind = "ModelError" if isinstance(problem, ModelError) else "UsageError"
+        return {"kind": kind, "error": str(problem)}
+    except MemoryError as problem:
+        return {
+            "kind": "ModelError",
+            "error": f"{request['name']!r} takes {memory_wanted(problem)}",
+        }
+    except Exception as problem:  # noqa: BLE001 - the parent says what a file did to it: the file may be made to
+        reason = shortened(" ".join(f"{type(problem).__name__}: {problem}".split()))
+        return {"kind": "ModelError", "error": f"{request['name']!r} cannot be looked at: {reason}"}
 
 
 def _take_stdout() -> int:
@@ -147,6 +162,8 @@ def _run(request: dict[str, Any], model: Model, session: Session, fixed: Shapes)
     first = next(candidate_shapes(model, fixed), None)
     if first is None:
         return {}, "the number of axes of an input is not known; fix it with --set-shape"
+    if not can_be_drawn(first):
+        return {}, "the inputs are too large to be made up; fix their sizes with --set-shape"
     try:
         session.run(noise(model, first, request["seed"]))
     except SessionError as problem:

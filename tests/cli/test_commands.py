@@ -82,6 +82,7 @@ def test_optimize_tells_accuracy_where_there_are_labels() -> None:
         ("--preset exat", 2, "unknown preset 'exat'; did you mean 'exact'?"),
         ("--passes needy", 2, "needy needs samples; give --calibration"),
         ("--passes needy --calibration none", 2, "needy has no data-free mode"),
+        ("--passes 'raise{what=memory}'", 2, "raise takes 256. PiB of memory"),
         ("--exclude 'cnv*'", 2, "--exclude 'cnv*' matches no node; near: conv"),
         ("--max-drop 1", 2, "--max-drop needs samples to judge on"),
         ("--custom-op-lib no.so", 2, "--custom-op-lib no.so does not exist"),

@@ -17,7 +17,7 @@ from tests.ir.helpers import model_of, parsed, rich_proto, small_model, weight
 def test_a_small_model_reads_like_this() -> None:
     model = model_of(
         """g (float[N,2,M,?] x, int64[1] axes) => (float[] y) <float[2] w = {1.0, -0.5}> {
-            [first] a = Conv<pads = [1, 1], group = 2>(x, w)
+            [first] a = my.dom.Mix<pads = [1, 1], group = 2>(x, w)
             y = my.dom.Op<mode = "fast", alpha = 0.5>(a, , axes)
         }"""
     )
@@ -33,7 +33,7 @@ graph g
   input axes: int64[1]
   output y: float32[...]
   constant w: float32[2] {digest(np.array([1.0, -0.5], np.float32))} {{1.0, -0.5}}
-  a = Conv(x, w) {{group=2, pads=[1, 1]}} as first
+  a = my.dom.Mix(x, w) {{group=2, pads=[1, 1]}} as first
   y = my.dom.Op(a, ~, axes) {{alpha=0.5, mode='fast'}} as y
 """.lstrip()
     assert dump(model) == expected

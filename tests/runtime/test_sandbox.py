@@ -228,6 +228,26 @@ raise SystemExit(json.dumps(limits))
     assert (tmp_path / "written").stat().st_size == 0
 
 
+def test_an_empty_input_of_impossible_size_is_no_crash(tmp_path: Path) -> None:
+    proto = parsed("g (float[1] x) => (float[1] y) { y = Relu(x) }")
+    for info in (proto.graph.input[0], proto.graph.output[0]):
+        info.CopyFrom(helper.make_tensor_value_info(info.name, 1, [0, 2**62, 4]))
+    found = probe(write(proto, tmp_path / "m.onnx"))
+    assert not found.runs
+    assert "too large to be made up" in found.reason
+
+
+def test_what_the_child_trips_over_is_an_error_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trips(request: dict[str, Any]) -> None:
+        raise ValueError("array is too big " + "n" * 300)
+
+    monkeypatch.setattr(probe_child, "_look", trips)
+    found = probe_child.look({"name": "m.onnx"})
+    assert found["kind"] == "ModelError"
+    assert "'m.onnx'" in found["error"] and "array is too big" in found["error"]
+    assert len(found["error"]) < 300
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="the system has no limits on memory")
 def test_a_model_that_unfolds_beyond_all_memory_is_refused(tmp_path: Path) -> None:
     proto = parsed("g (float[1] x) => (float[] y) { c = ConstantOfShape(x)\n y = Add(c, x) }")

@@ -144,8 +144,8 @@ class Raiser(Pass):
     """End in an exception."""
 
     name = "raise"
-    what: Literal["crash", "precondition", "data", "verification", "interrupt", "nonsense"] = option(
-        "crash", "which"
+    what: Literal["crash", "precondition", "data", "verification", "interrupt", "memory", "nonsense"] = (
+        option("crash", "which")
     )
 
     def run(self, model: Model, context: Context) -> PassResult:
@@ -158,6 +158,8 @@ class Raiser(Pass):
                 raise DataError("sample 3 holds NaN; mend it")
             case "verification":
                 raise VerificationError("the made-up check failed")
+            case "memory":
+                raise MemoryError("Unable to allocate 256. PiB for an array with shape (288230376151711744,)")
             case "interrupt":
                 raise KeyboardInterrupt
             case "nonsense":

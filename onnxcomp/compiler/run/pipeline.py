@@ -12,7 +12,7 @@ from onnxcomp.compiler.run.report import PassRun
 from onnxcomp.compiler.run.reproducer import write_reproducer
 from onnxcomp.compiler.run.synthetic_samples import Made, make_samples
 from onnxcomp.compiler.run.verify import Outputs
-from onnxcomp.errors import OnnxcompError, PassError, PreconditionError, VerificationError
+from onnxcomp.errors import OnnxcompError, PassError, PreconditionError, VerificationError, memory_wanted
 from onnxcomp.ir.check import serialized_bytes
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import COUNTED
@@ -138,6 +138,11 @@ def _attempt(
         if type(problem) is PassError:
             raise _crash(prepared, step, model, problem) from problem
         raise _named(step, problem) from problem
+    except MemoryError as problem:
+        raise PreconditionError(
+            f"{step.name} takes {memory_wanted(problem)}; give fewer samples, smaller sizes (--set-shape) or a "
+            "machine with more"
+        ) from problem
     except (Exception, SystemExit) as problem:
         raise _crash(prepared, step, model, problem) from problem
     run = replace(run, skips=result.skips, notes=result.notes, shortfall=result.shortfall)

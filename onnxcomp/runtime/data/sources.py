@@ -21,6 +21,8 @@ from onnxcomp.runtime.data.preprocess import Preprocess
 __all__ = ["ArraysTable", "RandomSource", "Source", "Table", "TableSource"]
 
 _LONGEST_TABLE = 1 << 20
+_MOST_ELEMENTS = 1 << 28
+"""Elements of one made-up sample; a file that declares more is not worth a gigabyte of memory."""
 
 
 class Source(Protocol):
@@ -244,3 +246,8 @@ def _check_random(spec: InputSpec) -> None:
                 f"random samples: axis '{size or '?'}' of input '{spec.name}' ({spec}) has no size; "
                 f"give it with --set-shape {spec.name}=..."
             )
+    if math.prod(size for size in spec.shape if isinstance(size, int) and size) > _MOST_ELEMENTS:
+        raise UsageError(
+            f"random samples: input '{spec.name}' ({spec}) is too large to be made up; "
+            f"give smaller sizes with --set-shape {spec.name}=..."
+        )
