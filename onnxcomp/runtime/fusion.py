@@ -30,13 +30,15 @@ class KernelNode:
     """A node of the model as onnxruntime runs it.
 
     `name` and `op` are those in the model, `kernel` is what runs for it, several joined by `+`; `reason` says why it stayed
-    float, "" where it did not or where that cannot be told. A node that onnxruntime added has its own name and operator.
+    float, "" where it did not or where that cannot be told. A node that onnxruntime `added` stands for none of the model:
+    its name is `added by onnxruntime (KERNEL)`, as the one that onnxruntime made up says nothing to anybody.
     """
 
     name: str
     op: str
     kernel: str
     reason: str = ""
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,11 @@ class _Sorter:
 
     def _making(self, node: SkimNode) -> SkimNode | None:
         """Return the node of the model that computes an output of `node`, before any conversion."""
-        for name in [*(v.name for v in node.outputs), *_earlier_names(node.name)]:
+        made = [
+            *node.outputs,
+            *(v for o in node.outputs for r in o.readers if r.op in LAYOUT for v in r.outputs),
+        ]
+        for name in [*(n for v in made for n in _earlier_names(v.name)), *_earlier_names(node.name)]:
             found = self._by_output.get(name)
             while found is not None and _converts(found):
                 before = found.input(0)
@@ -235,7 +241,11 @@ class _Sorter:
 
 
 def _entry(group: _Group, reason: str = "") -> KernelNode:
-    shown = group.origin or group.nodes[0]
+    shown = group.origin
+    if shown is None:
+        return KernelNode(
+            f"added by onnxruntime ({group.kernel})", group.nodes[0].op, group.kernel, reason, added=True
+        )
     fallback = next((v.name for v in shown.outputs if v.name), shown.op)
     return KernelNode(shown.name or fallback, shown.op, group.kernel, reason)
 

@@ -39,9 +39,10 @@ def tell_fusion(model: Model, context: Context, log: PassLog) -> None:
         dequantize=found.dequantize,
     )
     for node in found.unfused:
+        what = f"a {node.op} that it added" if node.added else node.op
         log.skip(
-            node.name,
-            f"onnxruntime computes {node.op} in float" + (f": {node.reason}" if node.reason else ""),
+            "onnxruntime" if node.added else node.name,
+            f"onnxruntime computes {what} in float" + (f": {node.reason}" if node.reason else ""),
         )
     log.note(
         f"onnxruntime runs {fused} node{'' if fused == 1 else 's'} in integers and {floats} in float; "

@@ -115,10 +115,9 @@ def store_constant(model: Model, node: Node, index: int, stored: Stored) -> None
         graph.constants.pop(name, None)
     integers = graph.add_constant(f"{name}__q", stored.values)
     attrs = {"axis": stored.axis} if stored.affine.per_axis else {}
-    inputs = _Parameters(graph).of(stored.affine)
-    if node.is_op("Conv") and stored.affine.grid.signed and not np.any(stored.affine.zero):
-        # onnxruntime fuses a Gemm only where the zero point is there, and the file is smaller without.
-        inputs = inputs[:1]
+    # onnxruntime fuses a Gemm only where the zero point is there, and the file is smaller without.
+    plain = node.is_op("Conv") and stored.affine.grid.signed and not np.any(stored.affine.zero)
+    inputs = _Parameters(graph).of(stored.affine, zero=not plain)
     real = Variable(graph.fresh_name(f"{name}__dq"), dtype, stored.values.shape)
     maker = Node(
         "DequantizeLinear", graph.fresh_name(f"{name}__dequantize"), attrs, [integers, *inputs], [real]
@@ -133,13 +132,15 @@ class _Parameters:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
-    def of(self, affine: Affine) -> list[Constant]:
-        """Return the constants that hold `affine`."""
+    def of(self, affine: Affine, *, zero: bool = True) -> list[Constant]:
+        """Return the constants that hold `affine`: its scale and, with `zero`, its zero point."""
         kind = "_".join(map(str, affine.zero.reshape(-1)[:1]))
         uniform = affine.zero.ndim == 0
-        zero = f"zero_{kind}" if uniform else f"zeros_{kind}x{affine.zero.size}"
-        scale = "scale" if uniform else f"scales_x{affine.scale.size}"
-        return [self._shared(scale, affine.scale), self._shared(f"{affine.grid.dtype}_{zero}", affine.zero)]
+        scale = self._shared("scale" if uniform else f"scales_x{affine.scale.size}", affine.scale)
+        if not zero:
+            return [scale]
+        name = f"zero_{kind}" if uniform else f"zeros_{kind}x{affine.zero.size}"
+        return [scale, self._shared(f"{affine.grid.dtype}_{name}", affine.zero)]
 
     def _shared(self, name: str, values: Array) -> Constant:
         for other in self._graph.constants.values():
