@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxcomp.compiler.commands.inspection import Inspection
     from onnxcomp.compiler.run.prepare import Prepared
     from onnxcomp.compiler.run.report import DataFacts, Report
-    from onnxcomp.runtime.compare import Comparison
+    from onnxcomp.runtime.compare import Comparison, OutputDifference
 
 __all__ = [
     "show_comparison",
@@ -174,7 +174,13 @@ def show_comparison(comparison: Comparison, where: str, metric: str | None) -> N
         )
     if comparison.agreement is not None:
         parts.append(f"agreement {comparison.agreement:.2f} %")
-    parts.append(f"SQNR {decibels(comparison.sqnr_db)}")
+    for output in comparison.outputs:
+        if output.equal is not None and output.name != comparison.decision:
+            parts.append(f"{output.name} equal {output.equal:.2f} %")
+    if comparison.worst is not None or not all(o.finite for o in comparison.outputs):
+        parts.append(f"SQNR {decibels(comparison.sqnr_db)}")
+    if comparison.unjudged:
+        parts.append("no output can be compared")
     if metric == "mse" and comparison.mse is not None:
         parts.insert(0, f"mse {comparison.mse:.3g}")
     if comparison.worst is not None:
@@ -236,7 +242,7 @@ def show_contrast(result: Contrast) -> None:
                 "-" if output.relative is None else f"{output.relative:.3g}",
                 "-" if output.sqnr_db is None else decibels(output.sqnr_db),
                 "-" if output.cosine is None else f"{output.cosine:.6f}",
-                "identical" if output.identical else "" if output.finite else "NaN or Inf",
+                _remark(output),
             ]
         )
     columns = ("output", "max abs", "relative", "SQNR", "cosine", "")
@@ -244,6 +250,14 @@ def show_contrast(result: Contrast) -> None:
     for name, facts in (("A", result.a), ("B", result.b)):
         say((f"{name}  ", "bold"), f"{facts.path}: {size(facts.bytes)}")
     show_comparison(result.comparison, result.data.source, None)
+
+
+def _remark(output: OutputDifference) -> str:
+    if output.identical:
+        return "identical"
+    if not output.finite:
+        return "NaN or Inf"
+    return "" if output.equal is None else f"{output.equal:.2f} % equal"
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

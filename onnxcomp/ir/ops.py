@@ -10,6 +10,7 @@ __all__ = [
     "COUNTED",
     "DATA_SIZED",
     "ELEMENTWISE",
+    "FILLS_FIRST_INPUT",
     "FUSED_ACTIVATIONS",
     "HOMOGENEOUS",
     "INTEGER_KERNELS",
@@ -34,8 +35,11 @@ __all__ = [
     "RESHAPING",
     "SATURATES",
     "SCALE_OR_SHIFT",
+    "SELECTS_ROWS",
     "SINGLETON",
+    "SIZED_BY_INPUTS",
     "SIZE_ARITHMETIC",
+    "SIZE_QUESTIONS",
     "SIZE_READERS",
     "TYPED_BY_INPUT",
     "UNARY",
@@ -180,6 +184,30 @@ TYPED_BY_INPUT = {
 
 DATA_SIZED = frozenset({"Compress", "NonZero", "Unique"})
 """Operators whose output size depends on the elements, but is bounded by the size of input 0 (times its rank)."""
+
+SELECTS_ROWS = DATA_SIZED | {"NonMaxSuppression"}
+"""Operators that select by what the elements are, so that nobody knows beforehand how many are left."""
+
+SIZED_BY_INPUTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Loop": (0,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+"""Operators -> the inputs whose elements decide how large their output is."""
+
+SIZE_QUESTIONS = frozenset({"Shape", "Size"})
+"""Operators whose result follows from the sizes of what they read, not from the elements."""
+
+FILLS_FIRST_INPUT = frozenset({"ScatterElements", "ScatterND", "TensorScatter"})
+"""Operators whose result has the sizes of input 0, whatever else they read."""
 
 SINGLETON = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 """Operators of any number of inputs that hand a single input through."""

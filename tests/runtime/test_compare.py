@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.ir.parse import parse_model
-from onnxcomp.runtime.compare import SQNR_FLOOR, compare_models
+from onnxcomp.runtime.compare import SQNR_FLOOR, compare_models, numbers
 from onnxcomp.runtime.session import Session, SessionError
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> net '
@@ -146,3 +146,63 @@ def test_samples_that_the_first_model_does_not_run_on_are_the_fault_of_the_data(
         compare_models(first, first, [{"x": X[:10]}, {"x": np.ones((2, 5), np.float32)}])
     with pytest.raises(SessionError):
         compare_models(first, second, batches(10))
+
+
+def test_whole_numbers_are_equal_or_not_and_never_decide_over_floats() -> None:
+    text = """(float[N, 4] x) => (float[N, 4] y, int64[N] index) <float w> {
+        y = Mul (x, w)  index = ArgMax <axis = 1, keepdims = 0> (y) }"""
+    first, second = (session(text, w=np.array(w, np.float32)) for w in (1, -1))
+    found = compare_models(first, second, batches(10))
+    y, index = found.outputs
+    assert (index.sqnr_db, index.mse, index.cosine) == (None, None, None)
+    a, b = (s.run({"x": X})["index"] for s in (first, second))
+    assert index.equal == pytest.approx(100 * (a == b).mean())
+    assert found.worst is y and found.sqnr_db == y.sqnr_db
+    assert found.decision == "y"
+
+
+def test_a_network_of_whole_numbers_alone_is_judged_by_the_share_that_are_equal() -> None:
+    text = """(float[N, 4] x) => (int64[N] index) <float w> {
+        y = Mul (x, w)  index = ArgMax <axis = 1, keepdims = 0> (y) }"""
+    first, second = (session(text, w=np.array(w, np.float32)) for w in (1, -1))
+    found = compare_models(first, second, batches(10))
+    assert (found.sqnr_db, found.decision) == (None, "index")
+    assert found.agreement == found.outputs[0].equal
+    assert not found.unjudged
+
+
+ROWS = """(float[N, 4] x) => (float[R, 4] y) <float limit> {
+    best = ReduceMax <axes = [1], keepdims = 0> (x)  chosen = Greater (best, limit)
+    y = Compress <axis = 0> (x, chosen) }"""
+
+
+def test_batches_in_which_other_numbers_of_rows_are_selected_are_left_out_and_told() -> None:
+    first, second = (session(ROWS, limit=np.array(limit, np.float32)) for limit in (1.0, 1.1))
+    pairs = [(len(first.run(b)["y"]), len(second.run(b)["y"])) for b in batches(5)]
+    other = sum(a != b for a, b in pairs)
+    assert 0 < other < len(pairs)
+    found = compare_models(first, second, batches(5), counts=[5] * 10)
+    assert found.samples == 50
+    assert f"differs in {other} of {len(pairs)} runs" in found.outputs[0].note
+    assert found.notes and "'y'" in found.notes[0]
+    assert found.sqnr_db is not None
+
+
+def test_where_no_batch_has_the_same_rows_nothing_is_judged() -> None:
+    first, second = (session(ROWS, limit=np.array(limit, np.float32)) for limit in (0.0, 9.0))
+    found = compare_models(first, second, batches(50), counts=[50])
+    assert found.unjudged
+    assert found.sqnr_db is None
+
+
+def test_maps_of_scores_are_rows_and_other_sequences_are_no_tensors() -> None:
+    rows = [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}]
+    np.testing.assert_array_equal(numbers(rows), np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
+    for other in ([{0: 0.5}, {1: 0.5}], [np.zeros(2)], [], "text"):
+        assert numbers(other) is other
+    text = "(float[N, 4] x) => (seq(float[N, 4]) y) <float w> { z = Mul (x, w) y = SequenceConstruct (z) }"
+    first, second = (session(text, w=np.array(w, np.float32)) for w in (1, 2))
+    found = compare_models(first, second, batches(10), counts=[10] * 5)
+    assert found.unjudged and not found.outputs[0].identical
+    assert "no tensor" in found.outputs[0].note
+    assert found.samples == 50

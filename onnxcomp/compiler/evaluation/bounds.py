@@ -16,7 +16,7 @@ from onnxcomp.compiler.passbase import Context
 from onnxcomp.errors import PreconditionError, UsageError
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array64
-from onnxcomp.runtime.compare import decision_output
+from onnxcomp.runtime.compare import decision_output, numbers
 from onnxcomp.runtime.data.samples import Samples
 from onnxcomp.runtime.session import Session
 
@@ -67,7 +67,8 @@ class Outcome:
     """Two models on the same samples, sample by sample.
 
     `differing` counts the samples decided otherwise on output `decision`, `lost` the right decisions lost net, None without
-    labels; `samples` are all.
+    labels; `samples` are all that decide. Noise is that of outputs of floats; whole numbers are equal or not and have none.
+    Where data select the rows of an output and the two models select different numbers of them, that batch says nothing.
     """
 
     def __init__(self, labels: NDArray[np.int64] | None) -> None:
@@ -81,24 +82,33 @@ class Outcome:
 
     def add(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Take in the outputs of both for a batch."""
+        before, after = ({name: numbers(v) for name, v in each.items()} for each in (before, after))
         self.decision = decision_output(before)
         count = len(before[self.decision]) if self.decision is not None else 1
         for name, wanted in before.items():
-            if not isinstance(wanted, np.ndarray) or wanted.dtype.kind not in "fiub":
+            found = after[name]
+            if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f" or wanted.shape != found.shape:
                 continue
-            a, b = wanted.astype(np.float64), np.asarray(after[name]).astype(np.float64)
+            a, b = wanted.astype(np.float64), found.astype(np.float64)
             rows = len(a) if a.ndim and len(a) else 1
             gap = np.where(np.isfinite(a), a - b, 0.0).reshape(rows, -1)
             a = np.where(np.isfinite(a), a, 0.0).reshape(rows, -1)
             self._noise.setdefault(name, []).append(np.square(gap).sum(1))
             self._signal.setdefault(name, []).append(np.square(a).sum(1))
-        if self.decision is not None:
+        if self.decision is not None and before[self.decision].shape != after[self.decision].shape:
+            count = 0
+        elif self.decision is not None:
             first, second = (each[self.decision].argmax(1) for each in (before, after))
             self.differing += int((first != second).sum())
             if self.labels is not None and self.lost is not None:
                 truth = self.labels[self.samples : self.samples + count]
                 self.lost += int((first == truth).sum()) - int((second == truth).sum())
         self.samples += count
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is an output of floats whose noise is known."""
+        return bool(self._noise)
 
     def noise(self) -> float:
         """Return the energy of the error as a share of that of the output, of the worst output."""
@@ -253,6 +263,11 @@ class Judge:
         if found.decision is None and self.bounds.tolerance is not None:
             raise PreconditionError(
                 f"{self.bounds} is about decisions, and no output of shape [N, C >= 2] makes any; give min-sqnr"
+            )
+        if not found.samples or (self.bounds.min_sqnr is not None and not found.judged):
+            raise PreconditionError(
+                f"{self.bounds} cannot be judged: the model has no output of floats that can be compared sample by "
+                "sample; leave out precision=mixed"
             )
         return self.bounds.reached(found)
 

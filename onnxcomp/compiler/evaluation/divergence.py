@@ -9,6 +9,7 @@ import numpy as np
 import scipy.special
 
 from onnxcomp.numerics.arrays import Array, Array64
+from onnxcomp.runtime.compare import numbers
 
 __all__ = ["Measure", "Reference"]
 
@@ -29,7 +30,9 @@ class Reference:
     standard deviation over classes, and the divergence is multiplied by its square, in nats per sample (Hinton 2015,
     "Distilling the knowledge in a neural network", section 2.1). At temperature 1 a network that is sure of its
     calibration images would show no damage until classes flip. The distance of any other output of floats is the squared
-    error as a share of the output's variance. Several outputs add up. Integers and truth values count only where there
+    error as a share of the output's variance. Several outputs add up. Where data select the rows of an output and the two
+    models select different numbers of them, nobody knows which belong together: they count as if nothing were known of
+    them, each row by its share of all. Integers and truth values count only where there
     are no floats, by the share that differ. `decision` is the output that agreement is about, by default the first of
     `classes`, the outputs whose distance is a divergence. `samples` says how many of the first samples these are.
     """
@@ -37,6 +40,7 @@ class Reference:
     def __init__(
         self, batches: Sequence[Mapping[str, Array]], decision: str | None = None, samples: int = 0
     ) -> None:
+        batches = [{name: numbers(value) for name, value in batch.items()} for batch in batches]
         floats = [{n: a for n, a in batch.items() if _is_array(a, "f")} for batch in batches]
         discrete = [{n: a for n, a in batch.items() if _is_array(a, "iub")} for batch in batches]
         self._batches = floats if any(floats) else discrete
@@ -65,14 +69,17 @@ class Reference:
     def judge(self, batches: Iterable[Mapping[str, Array]]) -> tuple[float, float | None]:
         """Return `distance` and `agreement` of other outputs, from one walk over `batches`."""
         total, same = 0.0, 0
-        for wanted, found in zip(self._batches, batches, strict=True):
+        for wanted, given in zip(self._batches, batches, strict=True):
+            found = {name: numbers(given[name]) for name in wanted}
             total += sum(self._gap(name, array, found[name]) for name, array in wanted.items())
-            if self.decision is not None:
+            if self.decision is not None and len(wanted[self.decision]) == len(found[self.decision]):
                 same += int((wanted[self.decision].argmax(1) == found[self.decision].argmax(1)).sum())
         return total, None if self.decision is None else same / self._count(self.decision)
 
     def _gap(self, name: str, wanted: Array, found: Array) -> float:
         """Return what one output of one batch adds to the distance."""
+        if wanted.shape != found.shape:
+            return max(len(wanted), len(found)) / self._count(name)
         if wanted.dtype.kind != "f":
             return float((wanted != found).sum()) / self._scale[name]
         if not np.isfinite(found).all():
@@ -83,7 +90,7 @@ class Reference:
         return float(np.vdot(gap, gap)) / self._scale[name]
 
     def _count(self, name: str) -> int:
-        """Return how many samples a class output has."""
+        """Return how many rows an output has, which of a class output are samples."""
         return max(1, sum(len(batch[name]) for batch in self._batches))
 
     def _spread(self, name: str) -> float:
@@ -91,7 +98,9 @@ class Reference:
 
         Of integers and truth values return how many there are.
         """
-        arrays = [batch[name] for batch in self._batches]
+        arrays = [batch[name] for batch in self._batches if batch[name].size]
+        if not arrays:
+            return 1.0
         if arrays[0].dtype.kind != "f":
             spread = float(sum(array.size for array in arrays))
         elif _chooses(arrays[0]):

@@ -43,8 +43,11 @@ def compare_with_original(
         judge.batches(data.batch) if judge is not None else data.feeds,
         labels=judge.labels() if judge is not None else None,
         output=prepared.decision,
+        counts=None if judge is None else (min(data.batch, total - n) for n in range(0, total, data.batch)),
         progress=lambda done: listener.progress("comparing", done, total),
     )
+    for note in comparison.notes:
+        listener.note(note)
     return comparison, role
 
 
@@ -79,7 +82,9 @@ def judge(
         )
     if request.min_sqnr is not None:
         value = comparison.sqnr_db if comparison is not None else None
-        met = value is not None and value >= request.min_sqnr
+        # What cannot be compared has not missed anything; a note has said so.
+        unjudged = comparison is not None and comparison.unjudged
+        met = unjudged or (value is not None and value >= request.min_sqnr)
         found.append(Condition("min-sqnr", request.min_sqnr, value, "dB", met))
     if request.require_smaller and prepared.loaded.facts is not None and size is not None:
         limit = prepared.loaded.facts.bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcomp.compiler.node_patterns import excluded_nodes
 from onnxcomp.compiler.passbase import Context, Progress
 from onnxcomp.compiler.run.loading import Loaded, load_request
@@ -14,7 +16,7 @@ from onnxcomp.compiler.run.verify import Outputs, Verifier
 from onnxcomp.compiler.target.files import load_target
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.compare import decision_output
+from onnxcomp.runtime.compare import decision_output, numbers
 from onnxcomp.runtime.range_files import Ranges, read_ranges
 from onnxcomp.runtime.timings import Timings, read_timings
 
@@ -124,14 +126,26 @@ def _metric(request: Request, data: Data, decision: str | None, outputs: Outputs
     if request.metric is None:
         if outputs is None:
             return None
-        return "sqnr" if decision is None else "top1" if labelled else "agreement"
+        if decision is None:
+            return "agreement" if _whole_only(outputs) else "sqnr"
+        return "top1" if labelled else "agreement"
     if request.metric == "top1" and not labelled:
         raise UsageError("--metric top1 needs labels; add an int64 array 'labels' to the evaluation data")
+    if request.metric == "agreement" and outputs is not None and _whole_only(outputs):
+        return request.metric
     if request.metric in ("top1", "agreement") and decision is None and outputs is not None:
         raise UsageError(
             f"--metric {request.metric} needs an output of shape [N, C >= 2]; the model has none, use --metric sqnr"
         )
     return request.metric
+
+
+def _whole_only(outputs: Outputs) -> bool:
+    """Return whether the model gives whole numbers and truth values alone: those are equal or not, and never near."""
+    kinds = {
+        value.dtype.kind for given in outputs[-1].values() if isinstance(value := numbers(given), np.ndarray)
+    }
+    return bool(kinds) and kinds <= set("biu")
 
 
 def _check_labels(data: Data, outputs: Outputs, decision: str) -> None:
@@ -147,6 +161,11 @@ def _check_labels(data: Data, outputs: Outputs, decision: str) -> None:
 def _check_bounds(request: Request, metric: Metric | None, outputs: Outputs | None) -> None:
     if (request.judged or request.require_speedup is not None) and outputs is None:
         raise UsageError("a bound cannot be judged, because the model does not run here; leave out the bound")
+    if request.min_sqnr is not None and outputs is not None and _whole_only(outputs):
+        raise UsageError(
+            "--min-sqnr is for outputs of floats, and this model gives whole numbers alone, which are equal or not; "
+            "use --max-drop, which counts those that differ"
+        )
     if request.max_drop is not None and metric not in ("top1", "agreement"):
         raise UsageError(
             "--max-drop needs an output of shape [N, C >= 2] on which classes are chosen; use --min-sqnr"

@@ -94,7 +94,10 @@ class PassRun:
 
 @dataclass(frozen=True)
 class Condition:
-    """A bound that was asked for: `limit` and the `value` reached, in `unit`."""
+    """A bound that was asked for: `limit` and the `value` reached, in `unit`.
+
+    A bound that is `met` without a `value` is one that no output could be held to.
+    """
 
     name: str
     limit: float
@@ -103,6 +106,8 @@ class Condition:
     met: bool
 
     def __str__(self) -> str:
+        if self.value is None and self.met:
+            return f"--{self.name} {_text(self.limit)}: cannot be judged, as no output can be compared"
         value = "not known" if self.value is None else f"{_text(self.value)} {self.unit}"
         return f"--{self.name} {_text(self.limit)}: {value}, {'met' if self.met else 'not met'}"
 

@@ -128,3 +128,22 @@ def test_more_samples_are_held_back_the_finer_the_bound() -> None:
 def test_what_makes_no_sense_is_refused_in_a_line(bounds: Bounds, mixed: bool, keep: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_bounds("insert-qdq", bounds, mixed=mixed, keep=keep)
+
+
+def test_whole_numbers_have_no_noise() -> None:
+    found = Outcome(None)
+    floats = np.ones((4, 3), np.float32)
+    found.add(
+        {"y": floats, "index": np.zeros(4, np.int64)},
+        {"y": floats * np.float32(1.1), "index": np.ones(4, np.int64)},
+    )
+    assert math.isclose(found.noise(), 0.01, rel_tol=1e-4)
+    only = Outcome(None)
+    only.add({"index": np.zeros(4, np.int64)}, {"index": np.ones(4, np.int64)})
+    assert not only.judged
+
+
+def test_a_batch_of_which_other_rows_were_selected_says_nothing() -> None:
+    found = Outcome(None)
+    found.add({"y": np.ones((4, 3), np.float32)}, {"y": np.ones((5, 3), np.float32)})
+    assert (found.judged, found.samples, found.differing) == (False, 0, 0)

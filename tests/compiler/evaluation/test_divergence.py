@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,23 @@ def test_agreement_is_the_share_of_equal_choices() -> None:
     others = [{"z": found[:3, :, None], "y": found[:3]}, {"z": found[3:], "y": found[3:]}]
     assert reference.agreement(others) == 6 / 8
     assert Reference([{"z": wanted[:, :, None]}]).agreement([{"z": found[:, :, None]}]) is None
+
+
+def test_rows_that_have_no_partner_count_as_if_nothing_were_known_of_them() -> None:
+    rng = np.random.default_rng(0)
+    batches = [{"y": rng.standard_normal((n, 5)).astype(np.float32)} for n in (0, 3, 7)]
+    reference = Reference(batches)
+    assert reference.distance(batches) == 0
+    other = [batches[0], {"y": batches[1]["y"][:2]}, batches[2]]
+    assert reference.distance(other) == pytest.approx(3 / 10)
+    assert reference.agreement(other) == pytest.approx(7 / 10)
+    assert Reference(batches[:1]).distance([{"y": np.ones((2, 5), np.float32)}]) > 0
+
+
+def test_maps_of_scores_are_judged_as_the_rows_they_are() -> None:
+    def batches(p: float) -> Any:
+        return [{"y": [{0: p, 1: 1 - p}] * 3}]
+
+    first, second = batches(0.25), batches(0.5)
+    assert Reference(first).distance(second) > 0
+    assert Reference(first).classes == ["y"]

@@ -131,3 +131,14 @@ def test_a_constant_with_another_reader_stays_for_it() -> None:
     assert_valid(found)
     assert "a" in found.graph.constants
     assert next(n for n in found.graph.nodes if n.outputs[0].name == "z").inputs[1].name == "a"
+
+
+def test_a_convolution_whose_zero_point_is_left_out_stores_none() -> None:
+    found = parse_model(net("(float[N,3,8,8] x) => (float[N,4,8,8] y)", "float[4,3,1,1] w", "y = Conv(x, w)"))
+    node = found.graph.nodes[0]
+    weight: Any = node.constant(1)
+    affine = channel_affine(np.abs(weight).max((1, 2, 3)), Grid("int8", True, True))
+    store_constant(found, node, 1, Stored(affine.quantize(weight, 0), affine, 0))
+    assert_valid(found)
+    read = {v.name for n in found.graph.nodes for v in n.inputs}
+    assert set(found.graph.constants) <= read
