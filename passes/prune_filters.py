@@ -18,6 +18,7 @@ from onnxcomp.compiler.cost.latency import LatencyPrice
 from onnxcomp.compiler.options import at_least, in_range, option
 from onnxcomp.compiler.pass_options import BUDGETS, BudgetOptions, RepairOptions
 from onnxcomp.compiler.passbase import Context, Need, PassLog, PassResult
+from onnxcomp.compiler.repair.mode import NO_REPAIR, SEQUENTIAL, repair_mode
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
@@ -167,8 +168,10 @@ class _Pruning:
         options, repairs = self._options, PassLog()
         cut = scene.model.clone()
         plan.cut(cut, scene.groups)
-        recovery = Recovery(options.repair, options.joint, options.sweeps, options.match_variance)
-        return recover(recovery, scene.model, cut, scene, plan, self._left_alone, repairs), repairs
+        recovery = Recovery(
+            repair_mode(options.repair), options.joint, options.sweeps, options.match_variance
+        )
+        return recover(recovery, cut, scene, plan, self._left_alone, repairs), repairs
 
     def _allowed(self) -> Budget:
         goal = budget_of(self._options)
@@ -189,8 +192,8 @@ class _Pruning:
         """Return the network cut as planned so far, refitted without refinement: what the next round measures."""
         cut = scene.model.clone()
         plan.cut(cut, scene.groups)
-        recovery = Recovery("sequential" if self._options.refits else "none", rounds=0)
-        return recover(recovery, scene.model, cut, scene, plan, self._left_alone, PassLog())
+        recovery = Recovery(SEQUENTIAL if self._options.refits else NO_REPAIR, rounds=0)
+        return recover(recovery, cut, scene, plan, self._left_alone, PassLog())
 
     def _report_budget(self, scene: Scene, plan: Plan) -> None:
         """Say whether the budget is met, and where it is undercut or missed, why."""

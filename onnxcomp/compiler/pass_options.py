@@ -17,7 +17,7 @@ __all__ = [
     "Accept",
     "AcceptOptions",
     "BudgetOptions",
-    "RepairMode",
+    "RepairName",
     "RepairOptions",
     "SharedOptions",
 ]
@@ -25,7 +25,7 @@ __all__ = [
 Accept: TypeAlias = Literal["macs", "latency", "size"]
 """What a replacement must save to be chosen."""
 
-RepairMode: TypeAlias = Literal["sequential", "one-shot", "none"]
+RepairName: TypeAlias = Literal["sequential", "one-shot", "none"]
 """How the weights behind a change are refitted: layer by layer from the changed network's values, once, or not."""
 
 BUDGETS = ("macs", "params", "latency")

@@ -165,9 +165,7 @@ def test_inputs_that_say_little_leave_a_network_of_numbers(feed: str, options: d
     assert result.changed
     (found,) = Session(result.model, threads=1).run({"x": x}).values()
     assert np.isfinite(found).all()
-    assert any(
-        "calibration samples are few: fitted weights lean on what they were" in n for n in result.notes
-    )
+    assert any("calibration samples are few" in n for n in result.notes)
     if feed in ("zeros", "ones"):
         assert distance_at(model, result.model, given) < 0.05
 

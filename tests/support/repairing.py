@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.analysis.channels import channel_groups, default_shapes
+from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.compiler.repair.refit import Site, Solution, Visit
 from onnxcomp.compiler.repair.sites import damaged_sites, kept_positions
-from onnxcomp.compiler.repair.walk import walk
+from onnxcomp.compiler.repair.walk import Walk
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
@@ -64,7 +64,7 @@ def repaired(
 ) -> list[tuple[Site, float]]:
     """Walk over `left` in place."""
     context = context_for(original, feeds, **given)
-    return walk(original, left, sites, solve, context, default_shapes(original), "refit")
+    return Walk(original, left, context).visit(sites, solve, "refit")
 
 
 def gap(model: Model, other: Model, seed: int = 9) -> float:

@@ -1,19 +1,19 @@
-"""What follows a cut: which nodes are refitted, how often, and what the report is told about it."""
+"""Recovery of a pruned network: which nodes are refitted, how often, and what the report says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.channel_pruning.problem import Plan, Scene
-from onnxcomp.compiler.evaluation.divergence import Reference
-from onnxcomp.compiler.evaluation.outputs import FEW, HELD_BACK, judge, outputs_on
+from onnxcomp.compiler.evaluation.hold_out import Fitted, HoldOut
+from onnxcomp.compiler.evaluation.outputs import note_few_samples
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair.refit import RIDGE, Site, Solver, matched, refit, refit_once
+from onnxcomp.compiler.repair.mode import RepairMode
+from onnxcomp.compiler.repair.refit import RIDGE, Rows, Site, Solver, matched, refit, refit_once
 from onnxcomp.compiler.repair.sites import damaged_sites, kept_positions, teacher_of
-from onnxcomp.compiler.repair.walk import ROUNDS, collect_moments, walk
+from onnxcomp.compiler.repair.walk import ROUNDS, Walk, WalkSettings, collect_moments
 from onnxcomp.ir.model import Model
 
 __all__ = ["Recovery", "recover"]
@@ -23,7 +23,7 @@ __all__ = ["Recovery", "recover"]
 class Recovery:
     """How a cut network is repaired: the options of a pass that concern it."""
 
-    mode: Literal["sequential", "one-shot", "none"]
+    mode: RepairMode
     joint: int = 0
     sweeps: int = 1
     match_variance: bool = False
@@ -32,111 +32,107 @@ class Recovery:
     @property
     def judged(self) -> bool:
         """Whether held-back samples decide about something."""
-        return self.mode == "sequential" and (self.sweeps > 1 or self.match_variance)
+        return self.mode.walks and (self.sweeps > 1 or self.match_variance)
 
 
 def recover(
-    recovery: Recovery,
-    original: Model,
-    cut: Model,
-    scene: Scene,
-    plan: Plan,
-    left_alone: Mapping[str, str],
-    log: PassLog,
+    recovery: Recovery, cut: Model, scene: Scene, plan: Plan, left_alone: Mapping[str, str], log: PassLog
 ) -> Model:
-    """Return `cut` with what the cut damaged refitted; `cut` itself may be edited.
+    """Return `cut` with the nodes refitted whose inputs the cut changed; `cut` itself may be edited.
 
-    `plan` says what was cut from `original`, the model of `scene`. What is done, and what cannot be, goes into `log`.
+    `plan` says what was cut from the model of `scene`, `left_alone` why nodes of these names keep their weights. The log
+    notes what is done, and what cannot be.
     """
-    context, shapes = scene.context, scene.shapes
-    if recovery.mode == "none":
-        log.note("no repair: the weights that read removed channels are as they were")
-        return cut
-    kept = kept_positions(scene.groups, plan.keep)
-    adders = {drop.block.name for drop in plan.drops}
-    touched = {v.name for node in cut.graph.nodes if node.name in adders for v in node.outputs}
-    sites, refused = damaged_sites(original, cut, kept, left_alone.get, touched)
-    for name, reason in refused.items():
-        log.skip(name, f"not refitted: {reason}")
-    if recovery.mode == "one-shot":
+    return recovery.mode.repair(_Cut(recovery, cut, scene, plan, left_alone, log))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A network whose channels have been cut, and the ways to repair it."""
+
+    recovery: Recovery
+    cut: Model
+    scene: Scene
+    plan: Plan
+    left_alone: Mapping[str, str]
+    log: PassLog
+
+    def leave(self) -> Model:
+        """Keep the weights as they are."""
+        self.log.note("no repair: the weights that read removed channels are as they were")
+        return self.cut
+
+    def refit_once(self) -> Model:
+        """Refit the readers of removed channels from the original network's values."""
+        original, context = self.scene.model, self.scene.context
+        kept = kept_positions(self.scene.groups, self.plan.keep)
+        sites = self._sites(kept)
         before = {node.name: node for node in original.graph.nodes}
         nodes = [n for s in sites if (n := linear_node(before[s.name])) is not None]
-        moments = collect_moments(original, nodes, context, shapes, "statistics")
-        done = refit_once(original, cut, sites, kept, moments, RIDGE)
-        log.note(f"{done} nodes refitted once, from the original network's values")
-        return cut
-    count = len(context.calibration) if context.calibration is not None else 0
-    if count < FEW:
-        log.note(
-            f"{count} calibration samples are few: refitted weights lean on what they were, and the errors told here "
-            f"are of these samples alone; {FEW} or more are advised"
-        )
-    teacher = teacher_of(original, [site.name for site in sites], context, shapes)
-    if recovery.judged and count >= 2:
-        return _judged(recovery, original, teacher, cut, sites, context, shapes, log)
-    errors = walk(
-        original,
-        cut,
-        sites,
-        refit,
-        context,
-        shapes,
-        "refitting",
-        joint=recovery.joint,
-        rounds=recovery.rounds,
-        teacher=teacher,
-    )
-    _tell(errors, log)
-    return cut
+        moments = collect_moments(original, nodes, context, self.scene.shapes, "statistics")
+        done = refit_once(original, self.cut, sites, kept, moments, RIDGE)
+        self.log.note(f"{done} nodes refitted once, from the original network's values")
+        return self.cut
+
+    def refit_in_order(self) -> Model:
+        """Refit on the walk; where held-back samples decide, sweep again and match variances as long as they gain."""
+        recovery, context = self.recovery, self.scene.context
+        sites = self._sites(kept_positions(self.scene.groups, self.plan.keep))
+        count = note_few_samples(context, self.log)
+        names = [site.name for site in sites]
+        walks = _Walks(self, sites, teacher_of(self.scene.model, names, context, self.scene.shapes))
+        settings = WalkSettings(joint=recovery.joint, rounds=recovery.rounds)
+        if not recovery.judged or count < 2:
+            _report(walks.refitted(self.cut, refit, settings, context), self.log)
+            return self.cut
+        hold_out = HoldOut(walks.teacher, context, self.log)
+        fitted = hold_out.context
+        first = walks.refitted(self.cut, refit, settings, fitted)
+        _report(first, self.log)
+        hold_out.start(first.model)
+
+        def sweep(best: Fitted) -> Fitted:
+            further = WalkSettings(joint=recovery.joint, rounds=recovery.rounds, anew=False)
+            return walks.refitted(best.model.clone(), refit, further, fitted)
+
+        best = hold_out.sweep(first, sweep, range(2, recovery.sweeps + 1))
+        if recovery.match_variance:
+            trial = walks.refitted(
+                best.model.clone(), matched, WalkSettings(rounds=0), fitted, "matching variances"
+            )
+            best = trial if hold_out.gains(trial.model, "matched variances") else best
+        return best.model
+
+    def _sites(self, kept: Mapping[tuple[str, int], Rows]) -> list[Site]:
+        """Return what is to be refitted; what cannot be is recorded as skipped."""
+        adders = {drop.block.name for drop in self.plan.drops}
+        touched = {v.name for node in self.cut.graph.nodes if node.name in adders for v in node.outputs}
+        sites, refused = damaged_sites(self.scene.model, self.cut, kept, self.left_alone.get, touched)
+        for name, reason in refused.items():
+            self.log.skip(name, f"not refitted: {reason}")
+        return sites
 
 
-def _judged(
-    recovery: Recovery,
-    original: Model,
-    teacher: Model,
-    cut: Model,
-    sites: list[Site],
-    context: Context,
-    shapes: Mapping[str, tuple[int, ...]],
-    log: PassLog,
-) -> Model:
-    """Refit on most of the samples; the others decide about further sweeps and about variances."""
-    fitted, held = context.samples.split(HELD_BACK, context.seed)
-    context = replace(context, calibration=fitted)
+@dataclass(frozen=True)
+class _Walks:
+    """Walks over clones of a cut network, all over the same sites and towards the same teacher."""
 
-    def again(model: Model, solve: Solver, what: str, **how: Any) -> list[tuple[Site, float]]:
-        return walk(original, model, sites, solve, context, shapes, what, teacher=teacher, **how)
+    network: _Cut
+    sites: list[Site]
+    teacher: Model
 
-    errors = again(cut, refit, "refitting", joint=recovery.joint)
-    _tell(errors, log)
-    reference = Reference(outputs_on(teacher, held, context))
-    best, distance = cut, judge(cut, reference, held, context)
-    for number in range(2, recovery.sweeps + 1):
-        trial = best.clone()
-        again(trial, refit, "refitting", joint=recovery.joint, anew=False)
-        found = judge(trial, reference, held, context)
-        log.note(f"sweep {number}: distance on held-back samples {distance:.4g} -> {found:.4g}")
-        if not found < distance:
-            log.note(f"sweep {number} was taken back")
-            break
-        best, distance = trial, found
-    if recovery.match_variance:
-        trial = best.clone()
-        again(trial, matched, "matching variances", rounds=0)
-        found = judge(trial, reference, held, context)
-        kept = found < distance
-        log.note(
-            f"variances matched: distance on held-back samples {distance:.4g} -> {found:.4g}, "
-            f"{'kept' if kept else 'taken back'}"
-        )
-        best = trial if kept else best
-    return best
+    def refitted(
+        self, model: Model, solve: Solver, settings: WalkSettings, context: Context, what: str = "refitting"
+    ) -> Fitted:
+        """Return `model`, which is edited, after one walk on the samples of `context`."""
+        walk = Walk(self.network.scene.model, model, context, settings, teacher=self.teacher)
+        return Fitted(model, {site.name: error for site, error in walk.visit(self.sites, solve, what)})
 
 
-def _tell(errors: list[tuple[Site, float]], log: PassLog) -> None:
-    if not errors:
+def _report(fitted: Fitted, log: PassLog) -> None:
+    if not fitted.errors:
         log.note("nothing could be refitted; the skipped nodes say why")
         return
-    worst = sorted(errors, key=lambda item: -item[1])[:3]
-    told = ", ".join(f"{site.name} {error:.1%}" for site, error in worst)
-    log.note(f"{len(errors)} nodes refitted in order; largest relative errors: {told}")
+    worst = sorted(fitted.errors.items(), key=lambda item: -item[1])[:3]
+    named = ", ".join(f"{name} {error:.1%}" for name, error in worst)
+    log.note(f"{len(fitted.errors)} nodes refitted in order; largest relative errors: {named}")

@@ -10,6 +10,7 @@ from onnxcomp.compiler.factorization.install import Repair, carry_out
 from onnxcomp.compiler.factorization.planning import planner_of
 from onnxcomp.compiler.factorization.problem import FactorizationProblem, Replacing
 from onnxcomp.compiler.passbase import Context, PassLog, PassResult
+from onnxcomp.compiler.repair.mode import repair_mode
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.model import Model
 
@@ -24,7 +25,7 @@ def replace_nodes(settings: Replacing, model: Model, context: Context) -> PassRe
     plan = planner.plan()
     if not plan:
         return problem.log.result(model)
-    repair = Repair(settings.repair, settings.sweeps, planner.outputs, problem.left_alone)
+    repair = Repair(repair_mode(settings.repair), settings.sweeps, planner.outputs, problem.left_alone)
     changed, errors = carry_out(
         problem.original, plan, problem.places, repair, context, problem.shapes, problem.log
     )

@@ -20,8 +20,9 @@ from onnxcomp.compiler.factorization.chain import Layout
 from onnxcomp.compiler.factorization.prices import Layouts, prices_of
 from onnxcomp.compiler.factorization.selection import Rule
 from onnxcomp.compiler.factorization.timing import FormTimes
-from onnxcomp.compiler.pass_options import Accept, RepairMode
+from onnxcomp.compiler.pass_options import Accept, RepairName
 from onnxcomp.compiler.passbase import Context, PassLog
+from onnxcomp.compiler.repair.mode import repair_mode
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array
 
@@ -39,13 +40,13 @@ class Replacing:
     min_saving: float
     layout: Layout | Literal["auto"]
     align: int
-    repair: RepairMode
+    repair: RepairName
     sweeps: int
 
     @property
     def refits(self) -> bool:
         """Whether factors are fitted to samples."""
-        return self.repair != "none"
+        return repair_mode(self.repair).refits
 
 
 class FactorizationProblem:

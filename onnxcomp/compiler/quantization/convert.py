@@ -15,7 +15,7 @@ from onnxcomp.compiler.quantization.placement import Placement
 from onnxcomp.compiler.quantization.qdq import Stored, quantize_values, store_constant
 from onnxcomp.compiler.quantization.weight_rounding import Rounder, Rounding, plain_weight
 from onnxcomp.compiler.repair.refit import Site, too_wide
-from onnxcomp.compiler.repair.walk import walk
+from onnxcomp.compiler.repair.walk import Walk, WalkSettings
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine, Grid, range_affine
@@ -76,17 +76,13 @@ def round_weights(
         ]
         # Of a branch with both signs, a range may cut off what a Relu behind the addition cuts off anyway: that is no
         # loss to make up for.
-        found = walk(
-            model,
-            result,
-            sites,
-            rounder,
-            _fewer(context, placement, shapes),
-            shapes,
-            "rounding weights",
+        settings = WalkSettings(
             rounds=0,
             positions=POSITIONS,
-            branches=lambda name: name not in affines or affines[name].bounds()[0] >= 0,
+            corrects=lambda name: name not in affines or affines[name].bounds()[0] >= 0,
+        )
+        found = Walk(model, result, _fewer(context, placement, shapes), settings).visit(
+            sites, rounder, "rounding weights"
         )
         errors = {site.name: missed for site, missed in found}
     for site in placement.weights:

@@ -18,10 +18,21 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Array64, Mask
 from onnxcomp.numerics.moments import Moments, ridge
 
-__all__ = ["Site", "Solution", "Visit", "refit", "refit_once", "refit_readers", "ridge_strength", "too_wide"]
+__all__ = [
+    "Rows",
+    "Site",
+    "Solution",
+    "Visit",
+    "refit",
+    "refit_once",
+    "refit_readers",
+    "ridge_strength",
+    "too_wide",
+]
 
 
-Rows = NDArray[np.int64]
+Rows: TypeAlias = NDArray[np.int64]
+"""Positions along an axis, ascending."""
 
 
 RIDGE = 1e-3

@@ -1,4 +1,4 @@
-"""What a cut has damaged: the linear nodes whose inputs differ from the original's, and how far each can be refitted."""
+"""Sites of a repair: the linear nodes whose inputs differ from the original's, and the model that they are refitted towards."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from onnxcomp.analysis.channels import ChannelGroups
 from onnxcomp.analysis.linear import LinearNode, linear_node, not_refitted
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair.refit import Site, too_wide
-from onnxcomp.ir.graph import Constant
+from onnxcomp.ir.graph import Constant, Node
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import WEIGHTED
 
-__all__ = ["biases_to_come", "damaged_sites", "kept_positions", "shared_weight", "teacher_of"]
+__all__ = [
+    "biases_to_come",
+    "damaged_sites",
+    "kept_positions",
+    "replaced_sites",
+    "shared_weight",
+    "teacher_of",
+]
 
 Rows = NDArray[np.int64]
 Keep = Mapping[str, NDArray[np.bool_]]
@@ -32,6 +39,21 @@ def kept_positions(groups: ChannelGroups, keep: Keep) -> dict[tuple[str, int], R
     return {key: np.flatnonzero(mask) for key, mask in stays.items()}
 
 
+class _Changed:
+    """Values that differ from the original's, as they spread through the nodes of a graph in topological order."""
+
+    def __init__(self, values: Collection[str] = ()) -> None:
+        self._values = set(values)
+
+    def reach(self, node: Node) -> bool:
+        """Return whether `node` reads one, in a subgraph or directly."""
+        return any(v.name in self._values for v in node.inputs) or bool(self._values & set(node.captures))
+
+    def spread(self, node: Node) -> None:
+        """Take in what `node` makes."""
+        self._values.update(v.name for v in node.outputs if v.name)
+
+
 def damaged_sites(
     original: Model,
     cut: Model,
@@ -41,15 +63,15 @@ def damaged_sites(
 ) -> tuple[list[Site], dict[str, str]]:
     """Return the linear nodes of `cut` to refit, in order, and those that cannot be, with reasons.
 
-    A node is damaged where its input was cut or comes from a damaged or cut node. `left_alone` gives the reason why a
-    node must keep its weights, or None; `touched` names values that are damaged for another reason.
+    A node is to be refitted where its input was cut or comes from a node that was cut or is to be refitted. `left_alone`
+    gives the reason why a node must keep its weights, or None; `touched` names values that differ for another reason.
     """
     before = {node.name: node for node in original.graph.nodes}
-    dirty_values = set(touched)
+    changed = _Changed(touched)
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for node in cut.graph.nodes:
-        dirty = any(v.name in dirty_values for v in node.inputs)
+        dirty = changed.reach(node)
         linear = linear_node(node)
         was = linear_node(before[node.name])
         if linear is not None and was is not None:
@@ -60,8 +82,7 @@ def damaged_sites(
                 if reason:
                     refused[node.name] = reason
                 else:
-                    rows = kept.get((name, was.out_axis), np.arange(was.weight_array().shape[was.out_axis]))
-                    sites.append(Site(node.name, rows))
+                    sites.append(Site(node.name, kept.get((name, was.out_axis), _all_rows(was))))
             dirty = dirty or sliced or (name, was.in_axis) in kept
         else:
             cut_here = any((v.name, axis) in kept for v in node.inputs for axis in range(len(v.shape or ())))
@@ -72,8 +93,40 @@ def damaged_sites(
                 refused[node.name] = left_alone(node.name) or reason
             dirty = dirty or cut_here
         if dirty:
-            dirty_values.update(v.name for v in node.outputs if v.name)
+            changed.spread(node)
     return sites, refused
+
+
+def replaced_sites(
+    original: Model, replaced: Collection[str], left_alone: Callable[[str], str | None]
+) -> tuple[list[Site], dict[str, str]]:
+    """Return the linear nodes to refit, in order, where the nodes `replaced` of `original` are, and those that cannot be.
+
+    Those are the replaced nodes and the linear nodes that read what follows from them. `left_alone` gives the reason why a
+    node must keep its weights, or None.
+    """
+    changed = _Changed()
+    sites: list[Site] = []
+    refused: dict[str, str] = {}
+    for node in original.graph.nodes:
+        dirty = changed.reach(node) or node.name in replaced
+        linear = linear_node(node)
+        reason = None
+        if dirty and linear is not None and node.name not in replaced:
+            reason = left_alone(node.name) or shared_weight(original, linear) or too_wide(linear)
+        elif dirty and linear is None:
+            reason = not_refitted(node)
+        if reason:
+            refused[node.name] = reason
+        elif dirty and linear is not None:
+            sites.append(Site(node.name, _all_rows(linear)))
+        if dirty:
+            changed.spread(node)
+    return sites, refused
+
+
+def _all_rows(node: LinearNode) -> Rows:
+    return np.arange(node.weight_array().shape[node.out_axis])
 
 
 def biases_to_come(model: Model) -> list[tuple[str, int]]:

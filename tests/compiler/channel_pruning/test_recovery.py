@@ -1,4 +1,4 @@
-"""After the cut: which repair is made, when a sweep is taken back, and what matching variances gives."""
+"""After the cut: which repair is made, when a sweep is reverted, and what matching variances gives."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.channel_pruning import recovery as rooms
 from onnxcomp.compiler.channel_pruning.ladder import Limits
 from onnxcomp.compiler.channel_pruning.problem import Plan, Scene, open_scene
 from onnxcomp.compiler.channel_pruning.recovery import Recovery, recover
 from onnxcomp.compiler.channel_pruning.uniform_allocation import at_ratio
+from onnxcomp.compiler.evaluation import hold_out
 from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.evaluation.outputs import FEW, judge, outputs_on
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.repair.refit import Site, Visit, matched
-from onnxcomp.compiler.repair.walk import walk
+from onnxcomp.compiler.repair.mode import NO_REPAIR, ONE_SHOT, SEQUENTIAL
+from onnxcomp.compiler.repair.refit import Site, Solver, Visit, matched
+from onnxcomp.compiler.repair.walk import Walk
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.numerics.moments import Moments
@@ -34,7 +35,7 @@ def scene_of(model: Model, count: int = 80) -> Scene:
 def recovered(recovery: Recovery, scene: Scene, plan: Plan) -> tuple[Model, PassLog]:
     cut, log = scene.model.clone(), PassLog()
     plan.cut(cut, scene.groups)
-    return recover(recovery, scene.model, cut, scene, plan, {}, log), log
+    return recover(recovery, cut, scene, plan, {}, log), log
 
 
 @pytest.fixture(name="scene")
@@ -53,7 +54,7 @@ def distance(scene: Scene, made: Model) -> float:
 # --- modes -----------------------------------------------------------------------------------------------------------
 def test_without_repair_the_weights_are_as_they_were(scene: Scene) -> None:
     plan = at_ratio(scene, 0.4)
-    made, log = recovered(Recovery("none"), scene, plan)
+    made, log = recovered(Recovery(NO_REPAIR), scene, plan)
     bare = scene.model.clone()
     plan.cut(bare, scene.groups)
     assert fingerprint(made) == fingerprint(bare)
@@ -64,7 +65,8 @@ def test_either_repair_is_better_than_none() -> None:
     scene = scene_of(parse_model(CHAIN), 500)
     plan = at_ratio(scene, 0.25)
     found = {
-        m: distance(scene, recovered(Recovery(m), scene, plan)[0]) for m in ("none", "one-shot", "sequential")
+        m.name: distance(scene, recovered(Recovery(m), scene, plan)[0])
+        for m in (NO_REPAIR, ONE_SHOT, SEQUENTIAL)
     }
     assert len(set(found.values())) == 3
     assert max(found["sequential"], found["one-shot"]) < 0.8 * found["none"]
@@ -75,7 +77,7 @@ def test_what_is_left_alone_keeps_its_weights_and_is_told(scene: Scene) -> None:
     last = scene.model.graph.nodes[-1]
     plan.cut(cut, scene.groups)
     before = cut.graph.nodes[-1].constant(1)
-    made = recover(Recovery("sequential"), scene.model, cut, scene, plan, {last.name: "it is excluded"}, log)
+    made = recover(Recovery(SEQUENTIAL), cut, scene, plan, {last.name: "it is excluded"}, log)
     after = made.graph.nodes[-1].constant(1)
     assert before is not None and after is not None
     np.testing.assert_array_equal(after, before)
@@ -85,7 +87,7 @@ def test_what_is_left_alone_keeps_its_weights_and_is_told(scene: Scene) -> None:
 @pytest.mark.parametrize(("count", "told"), [(FEW - 1, True), (FEW, False)])
 def test_few_samples_are_told(count: int, told: bool) -> None:
     scene = scene_of(parse_model(CHAIN), count)
-    _, log = recovered(Recovery("sequential"), scene, at_ratio(scene, 0.4))
+    _, log = recovered(Recovery(SEQUENTIAL), scene, at_ratio(scene, 0.4))
     few = [note for note in log.notes if "calibration samples are few" in note]
     assert bool(few) is told
     assert all(note.startswith(f"{count} ") for note in few)
@@ -114,16 +116,16 @@ class Judged:
         ([1.0, float("inf")], 0, 1),
     ],
 )
-def test_sweeps_go_on_while_the_held_back_samples_gain_and_the_last_is_taken_back(
+def test_sweeps_go_on_while_the_held_back_samples_gain_and_the_last_is_reverted(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, distances: list[float], best: int, notes: int
 ) -> None:
     judged = Judged(distances)
-    monkeypatch.setattr(rooms, "judge", judged)
-    made, log = recovered(Recovery("sequential", joint=1, sweeps=3), scene, at_ratio(scene, 0.4))
+    monkeypatch.setattr(hold_out, "judge", judged)
+    made, log = recovered(Recovery(SEQUENTIAL, joint=1, sweeps=3), scene, at_ratio(scene, 0.4))
     assert len(judged.shown) == len(distances)
     assert len(set(judged.shown)) == len(distances), "every sweep changes something"
     assert fingerprint(made) == judged.shown[best]
-    assert sum("was taken back" in note for note in log.notes) == notes
+    assert sum(note.endswith("; reverted") for note in log.notes) == notes
     assert sum(note.startswith("sweep ") and "held-back" in note for note in log.notes) == len(distances) - 1
 
 
@@ -132,16 +134,16 @@ def test_sweeps_are_judged_on_samples_that_the_refit_does_not_see(
 ) -> None:
     seen: list[int] = []
 
-    def spy(*given: object, **named: object) -> object:
-        context = given[4]
-        assert isinstance(context, Context) and context.calibration is not None
-        seen.append(len(context.calibration))
-        return walk(*given, **named)  # type: ignore[arg-type]
+    visit = Walk.visit
 
-    monkeypatch.setattr(rooms, "walk", spy)
-    made, _ = recovered(Recovery("sequential", sweeps=2), scene, at_ratio(scene, 0.4))
+    def spy(self: Walk, sites: Sequence[Site], solve: Solver, what: str) -> list[tuple[Site, float]]:
+        seen.append(len(self.context.samples))
+        return visit(self, sites, solve, what)
+
+    monkeypatch.setattr(Walk, "visit", spy)
+    made, _ = recovered(Recovery(SEQUENTIAL, sweeps=2), scene, at_ratio(scene, 0.4))
     assert seen == [70, 70]
-    plain, _ = recovered(Recovery("sequential"), scene, at_ratio(scene, 0.4))
+    plain, _ = recovered(Recovery(SEQUENTIAL), scene, at_ratio(scene, 0.4))
     assert seen == [70, 70, 80]
     assert fingerprint(made) != fingerprint(plain)
 
@@ -207,10 +209,10 @@ def test_matched_variances_are_kept_only_where_held_back_samples_gain(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, found: float, kept: bool
 ) -> None:
     judged = Judged([1.0, found])
-    monkeypatch.setattr(rooms, "judge", judged)
-    made, log = recovered(Recovery("sequential", match_variance=True), scene, at_ratio(scene, 0.4))
+    monkeypatch.setattr(hold_out, "judge", judged)
+    made, log = recovered(Recovery(SEQUENTIAL, match_variance=True), scene, at_ratio(scene, 0.4))
     assert judged.shown[0] != judged.shown[1]
     assert fingerprint(made) == judged.shown[1 if kept else 0]
-    assert [note.rpartition(", ")[2] for note in log.notes if note.startswith("variances")] == [
-        "kept" if kept else "taken back"
+    assert [note.rpartition("; ")[2] for note in log.notes if note.startswith("matched variances")] == [
+        "applied" if kept else "reverted"
     ]

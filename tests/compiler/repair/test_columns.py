@@ -13,7 +13,7 @@ from onnxcomp.compiler.repair import columns as gathering
 from onnxcomp.compiler.repair import walk as repair
 from onnxcomp.compiler.repair.columns import Columns, collect_moments, forgiven
 from onnxcomp.compiler.repair.refit import refit
-from onnxcomp.compiler.repair.walk import walk
+from onnxcomp.compiler.repair.walk import Walk, WalkSettings
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime import capture
 from onnxcomp.testing import fingerprint
@@ -32,7 +32,7 @@ def _small_batches_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def walked(original: Model, *, threads: int, joint: int = 0) -> str:
     left, sites = cut(original, {"h": [0, 1, 2], "i": [1, 2, 5]})
     context = dataclasses.replace(context_for(original, noise(original, 60)), threads=threads)
-    walk(original, left, sites, refit, context, default_shapes(original), "look", joint=joint)
+    Walk(original, left, context, WalkSettings(joint=joint)).visit(sites, refit, "look")
     return fingerprint(left)
 
 

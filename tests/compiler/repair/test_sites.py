@@ -246,3 +246,15 @@ def test_a_node_without_statistics_or_without_a_lost_input_is_passed_over() -> N
     assert refit_once(original, left, [other], kept, moments, 1e-3) == 0
     after: dict[str, Array] = {name: c.values for name, c in left.graph.constants.items()}
     assert all(after[name] is array for name, array in before.items())
+
+
+# --- values that subgraphs read --------------------------------------------------------------------------------------
+def test_what_follows_from_a_subgraph_that_reads_a_damaged_value_is_refitted() -> None:
+    """The branches read `two`, which is damaged; nothing of the If's own inputs is."""
+    text = net(
+        "(float[N,3,6,6] x, bool c) => (float[N,5,2,2] y)",
+        "float[6,3,3,3] a, float[8,6,3,3] b, float[5,8,1,1] d",
+        "one = Conv(x, a) two = Conv(one, b) z = If(c) <then_branch = t () => (float[N,8,2,2] p) { p = Relu(two) },"
+        " else_branch = e () => (float[N,8,2,2] q) { q = Neg(two) }> y = Conv(z, d)",
+    )
+    assert list(sites_of(text, {group_of(text, "one"): [0, 1, 2]})) == ["two", "y"]

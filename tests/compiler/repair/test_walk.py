@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from onnxcomp.analysis.channels import channel_groups, default_shapes
+from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.repair.refit import Site, Solution, Visit, refit
-from onnxcomp.compiler.repair.walk import walk
+from onnxcomp.compiler.repair.walk import Walk
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.testing import assert_equal_outputs, assert_valid, fingerprint
@@ -44,7 +44,7 @@ def test_a_walk_over_an_intact_trained_network_leaves_what_it_computes(name: str
     original = zoo(name)
     left = original.clone()
     context = zoo_context(original, 64)
-    errors = walk(original, left, all_sites(left), refit, context, default_shapes(original), "refit")
+    errors = Walk(original, left, context).visit(all_sites(left), refit, "refit")
     assert [site.name for site, _ in errors] == [site.name for site in all_sites(left)]
     assert max(error for _, error in errors) < 1e-5
     assert_equal_outputs(original, left, tolerance=2e-3, regimes=("normal",))
@@ -59,7 +59,7 @@ def test_a_solver_that_declines_leaves_every_byte() -> None:
         return None
 
     context = zoo_context(original, 16)
-    assert walk(original, left, all_sites(left), decline, context, default_shapes(original), "look") == []
+    assert Walk(original, left, context).visit(all_sites(left), decline, "look") == []
     assert fingerprint(left) == fingerprint(original)
     assert seen == [site.name for site in all_sites(left)]
 

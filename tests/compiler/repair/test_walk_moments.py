@@ -14,7 +14,7 @@ from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.compiler.repair import walk as repair
 from onnxcomp.compiler.repair.refit import Visit, refit
-from onnxcomp.compiler.repair.walk import collect_moments, sample_positions, walk
+from onnxcomp.compiler.repair.walk import Walk, collect_moments, sample_positions
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime import capture
@@ -35,7 +35,7 @@ def test_visits_carry_the_moments_of_the_cut_networks_inputs_and_of_the_original
         seen.setdefault(visit.node.output, visit)
 
     context = context_for(original, feeds)
-    walk(original, left, sites, look, context, default_shapes(original), "look")
+    Walk(original, left, context).visit(sites, look, "look")
     assert list(seen) == ["i", "g", "y"]
     assert seen["i"].site.rows.tolist() == [1, 2, 5]
     views = [m.clone() for m in (original, left)]
@@ -172,8 +172,8 @@ def test_nothing_stays_on_disk_and_progress_is_told() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capture.Spool, "__init__", remember)
-        walk(original, left, sites, refit, context, default_shapes(original), "mending")
-    assert told == [("mending", step, 3) for step in range(4)]
+        Walk(original, left, context).visit(sites, refit, "refitting")
+    assert told == [("refitting", step, 3) for step in range(4)]
     assert len(spools) == 2
     for spool in spools:
         with pytest.raises(OSError, match="No such file"):
