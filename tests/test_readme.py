@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,14 +51,15 @@ def commands(body: str) -> list[str]:
     return [line for line in joined if line.strip() and not SET_UP.match(line)]
 
 
-def named(found: list[tuple[str, str]], slow: str = "") -> list[object]:
-    """Return the blocks as parameters of a test, the one called `slow` marked as slow."""
-    return [pytest.param(body, id=name, marks=[pytest.mark.slow] * (name == slow)) for name, body in found]
+def named(found: list[tuple[str, str]]) -> list[object]:
+    """Return the blocks as parameters of a test."""
+    return [pytest.param(body, id=name) for name, body in found]
 
 
-SHELL = [(name, body) for name, body in blocks("sh") if commands(body)]
 SHOWN = "README.md-1"
 """The block of shell whose command stands in a console block, too, which runs it."""
+
+SHELL = [(name, body) for name, body in blocks("sh") if commands(body) and name != SHOWN]
 
 
 def test_no_block_is_in_a_language_that_nobody_runs() -> None:
@@ -75,6 +77,13 @@ def test_the_readme_opens_with_two_commands_one_of_which_does_the_main_job() -> 
     assert "python -m pytest" in tests
 
 
+def test_the_command_that_does_the_main_job_is_the_one_whose_output_is_shown() -> None:
+    (job,) = commands(dict(blocks("sh"))[SHOWN])
+    shown, _, _ = dict(blocks("console"))[SHOWN].removeprefix("$ ").replace("\\\n", " ").partition("\n")
+    assert sorted(shlex.split(job)) == sorted([*shlex.split(shown), "--report", "run.json"])
+    assert "--report run.json" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
 def test_the_checks_install_and_test_as_the_readme_says() -> None:
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
@@ -86,7 +95,7 @@ def test_the_checks_install_and_test_as_the_readme_says() -> None:
     assert passes is not None and passes[0] in script
 
 
-@pytest.mark.parametrize("body", named(SHELL, slow=SHOWN))
+@pytest.mark.parametrize("body", named(SHELL))
 def test_the_commands_of_a_shell_block_run(body: str, tmp_path: Path) -> None:
     for command in commands(body):
         assert run_command(command, tmp_path)

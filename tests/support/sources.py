@@ -6,7 +6,7 @@ import ast
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,15 @@ FOLDERS = ("onnxcomp", "passes", "tools", "tests", "models")
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file: its `path` from the root, the `module` it is imported as, its syntax tree."""
+    """A Python file: its `path` from the root, the `module` it is imported as, its syntax tree: `given`, or read when needed."""
 
     path: Path
     module: str
-    tree: ast.Module
+    given: ast.Module | None = None
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return self.given or ast.parse((ROOT / self.path).read_text(encoding="utf-8"))
 
     @property
     def lines(self) -> int:
@@ -58,7 +62,7 @@ def _source(path: Path) -> Source:
         parts = ("onnxcomp", *parts)
     if parts[-1] == "__init__":
         parts = parts[:-1]
-    return Source(relative, ".".join(parts), ast.parse(path.read_text(encoding="utf-8")))
+    return Source(relative, ".".join(parts))
 
 
 @cache
