@@ -186,6 +186,8 @@ class _Pruning:
 
     def _latency_price(self, scene: Scene) -> Price:
         timed = LatencyPrice(scene.model, scene.groups, scene.shapes, self._context)
+        for name, reason in timed.untimed.items():
+            self._log.note(f"{name}: it cannot be timed by itself and counts as no time; {reason}")
         return lambda keep: timed.of(keep) / timed.whole
 
     def _quick_repair(self, scene: Scene, plan: Plan) -> Model:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnxcomp.ir.graph import Array, Constant, Graph, Node, Variable
+from onnxcomp.ir.builder import GraphBuilder
+from onnxcomp.ir.graph import Array, Constant, Node, Value, Variable
 from onnxcomp.ir.model import Model
 
 __all__ = ["ConvKind", "Maker"]
@@ -51,10 +52,7 @@ class Maker:
     """Makes models of the versions of `model`, with the seed's weights."""
 
     def __init__(self, model: Model, seed: int = 0) -> None:
-        self._ir_version = model.ir_version
-        self._imports = dict(model.opset_imports)
-        self._functions = model.functions
-        self._seed = seed
+        self._like, self._seed = model, seed
 
     def reference(self) -> Model:
         """Return a model that stands for the speed of the machine: an ordinary convolution of some ten microseconds."""
@@ -67,46 +65,45 @@ class Maker:
         activation ends the chain, which becomes part of the last one. With `behind`, each reads what a convolution of
         1x1 makes of that many channels.
         """
-        graph, x = self._graph((1, behind or read, *kind.size))
+        graph = GraphBuilder(self._like)
+        x = graph.input(_INPUT, (1, behind or read, *kind.size))
         rng = np.random.default_rng(self._seed)
         shape = (made, 1 if kind.depthwise else read, *kind.kernel)
-        group = read if kind.depthwise else 1
-        total: Variable | None = None
+        attrs = {n: list(v) if isinstance(v, tuple) else v for n, v in kind.attrs}
+        attrs |= {"kernel_shape": list(kind.kernel), "group": read if kind.depthwise else 1}
+        results = []
         for number in range(copies):
             value = x
             if behind:
-                mixed = self._weight(rng, (read, behind, 1, 1))
-                value = self._add(graph, "Conv", [x, graph.add_constant(f"m{number}", mixed)])
-            weight = self._weight(rng, shape)
-            inputs: list[Variable | Constant] = [
-                value,
-                graph.add_constant(f"w{number}", weight),
-                graph.add_constant(f"b{number}", weight[:, 0, 0, 0]),
+                mixed = _weight(rng, (read, behind, 1, 1))
+                value = graph.op("Conv", [x, graph.constant(f"m{number}", mixed)])
+            weight = _weight(rng, shape)
+            stored = [
+                graph.constant(f"w{number}", weight),
+                graph.constant(f"b{number}", weight[:, 0, 0, 0]),
             ]
-            attrs = {n: list(v) if isinstance(v, tuple) else v for n, v in kind.attrs}
-            attrs |= {"kernel_shape": list(kind.kernel), "group": group}
-            result = self._add(graph, "Conv", inputs, attrs)
-            total = result if total is None else self._add(graph, "Add", [total, result])
-        assert total is not None
-        return self._finish(graph, self._add(graph, "Relu", [total]))
+            results.append(graph.op("Conv", [value, *stored], attrs))
+        return graph.model(graph.op("Relu", [graph.added(results)]))
 
     def moves(self, elements: int, copies: int) -> Model:
         """Return a chain of `copies` elementwise operators over `elements` numbers."""
-        graph, value = self._graph((1, elements))
+        graph = GraphBuilder(self._like)
+        value = graph.input(_INPUT, (1, elements))
         for _ in range(copies):
-            value = self._add(graph, "Neg", [value])
-        return self._finish(graph, value)
+            value = graph.op("Neg", [value])
+        return graph.model(value)
 
     def conversions(self, channels: int, elements: int, copies: int, *, between: bool) -> Model:
         """Return `copies` + 1 convolutions in a row of `elements` values; with `between`, what needs plain layout lies between."""
         side = max(1, round(math.sqrt(elements / channels)))
-        graph, value = self._graph((1, channels, side, side))
+        graph = GraphBuilder(self._like)
+        value = graph.input(_INPUT, (1, channels, side, side))
         weight = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
         for number in range(copies + 1):
-            value = self._add(graph, "Conv", [value, graph.add_constant(f"w{number}", weight)])
+            value = graph.op("Conv", [value, graph.constant(f"w{number}", weight)])
             if between and number < copies:
-                value = self._add(graph, "Neg", [value])
-        return self._finish(graph, value)
+                value = graph.op("Neg", [value])
+        return graph.model(value)
 
     def node(self, node: Node, shapes: Mapping[str, tuple[int, ...]], copies: int) -> Model | None:
         """Return `copies` of `node` side by side on inputs of `shapes`; None where it cannot stand alone."""
@@ -114,48 +111,24 @@ class Maker:
             v.name and v.name not in shapes for v in node.inputs if not isinstance(v, Constant)
         ):
             return None
-        graph = Graph("made", opset=self._imports.get("", 17))
-        twins: dict[str, Variable | Constant] = {"": Variable("")}
+        builder = GraphBuilder(self._like)
+        graph = builder.graph
+        twins: dict[str, Value] = {"": Variable("")}
         for value in node.inputs:
             if value.name in twins:
                 continue
             if isinstance(value, Constant):
-                twins[value.name] = graph.add_constant(value.name, value.values)
+                twins[value.name] = builder.constant(value.name, value.values)
             else:
                 dtype = np.dtype(value.dtype or np.float32)
-                twins[value.name] = made = Variable(value.name, dtype, shapes[value.name])
-                graph.inputs.append(made)
+                twins[value.name] = builder.input(value.name, shapes[value.name], dtype)
         for number in range(copies):
             outputs = [Variable(f"{v.name}.{number}" if v.name else "", v.dtype) for v in node.outputs]
             inputs = [twins[v.name] for v in node.inputs]
             graph.nodes.append(Node(node.op, f"node{number}", dict(node.attrs), inputs, outputs, node.domain))
             graph.outputs += [v for v in outputs if v.name]
-        return self._model(graph)
+        return builder.model()
 
-    # --- pieces -------------------------------------------------------------------------------------------------
-    def _graph(self, shape: Sequence[int]) -> tuple[Graph, Variable]:
-        graph = Graph("made", opset=self._imports.get("", 17))
-        x = Variable(_INPUT, np.dtype(np.float32), tuple(shape))
-        graph.inputs.append(x)
-        return graph, x
 
-    def _weight(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
-
-    def _add(
-        self,
-        graph: Graph,
-        op: str,
-        inputs: Sequence[Variable | Constant],
-        attrs: dict[str, Any] | None = None,
-    ) -> Variable:
-        made = Variable(f"v{len(graph.nodes)}", np.dtype(np.float32))
-        graph.nodes.append(Node(op, f"n{len(graph.nodes)}", attrs, inputs, [made]))
-        return made
-
-    def _finish(self, graph: Graph, value: Variable) -> Model:
-        graph.outputs.append(value)
-        return self._model(graph)
-
-    def _model(self, graph: Graph) -> Model:
-        return Model(graph, self._ir_version, dict(self._imports), functions=self._functions)
+def _weight(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))

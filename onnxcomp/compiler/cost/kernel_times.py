@@ -30,7 +30,7 @@ from onnxcomp.runtime.inputs import noise
 from onnxcomp.runtime.session import Session, SessionError
 from onnxcomp.runtime.steady import fastest
 
-__all__ = ["Kernel", "KernelTimes", "Timer", "clock"]
+__all__ = ["Kernel", "KernelClock", "KernelTimes", "Timer", "clock"]
 
 Kernel: TypeAlias = Literal["single", "blocks", "plain"]
 """Which of the kernels of the table above runs a convolution; `plain` stands for the last of each kind."""
@@ -73,8 +73,8 @@ def clock(
     return [1000 * found for found in fastest(sessions, feeds, seconds=seconds).values()]
 
 
-class KernelTimes:
-    """Milliseconds of operators, from `context.timings`; what is not there is timed by `timer` on made graphs of `maker`.
+class KernelClock:
+    """Times made graphs by `timer`, at the pace of one moment.
 
     The machine may be faster or slower from one moment to the next. So the maker's reference is timed beside everything,
     and every time is brought to the moment when the reference took `pace` milliseconds. `expected` is how many points will
@@ -82,29 +82,62 @@ class KernelTimes:
     """
 
     def __init__(self, context: Context, maker: Maker, timer: Timer, pace: float, expected: int = 1) -> None:
-        self._timings = context.timings
         self._progress = context.progress
-        self._maker = maker
         self._timer = timer
         self._pace = pace
-        self._reference = maker.reference()
+        self._maker, self._reference = maker, maker.reference()
         self._expected = expected
         self._timed = 0
+
+    def time(self, models: Sequence[Model], key: str) -> list[float]:
+        """Return the milliseconds of `models`, as they were when the reference took its pace.
+
+        Raises:
+            SessionError: where one does not load or run.
+        """
+        self._timed += 1
+        self._progress(f"timing {key}", self._timed, max(self._expected, self._timed))
+        *times, now = self._timer([*models, self._reference], {}, _SECONDS)
+        return [time * self._pace / now for time in times]
+
+    def difference(self, few: Model, many: Model, copies: int, key: str) -> float:
+        """Return what one of the `copies` takes that `many` has beyond `few`."""
+        short, long = self.time([few, many], key)
+        return max(0.0, long - short) / copies
+
+    def block(self) -> float:
+        """Return how many channels can be made in the time of one."""
+        kind = ConvKind((14, 14), (3, 3), (("pads", (1, 1, 1, 1)),), False)
+        models = [self._maker.conv(kind, 64, made, COPIES) for made in (16, 8, 4)]
+        sixteen, eight, four = self.time(models, "channels per block")
+        return 16 if eight > 0.75 * sixteen else 8 if four > 0.75 * eight else 4
+
+
+class KernelTimes:
+    """Milliseconds of operators, from `context.timings`; what is not there is timed by `clock` on made graphs of `maker`.
+
+    `untimed` are the nodes that cannot be run by themselves and are counted as no time, with the reason, by name.
+    """
+
+    def __init__(self, context: Context, maker: Maker, clock: KernelClock) -> None:
+        self._timings = context.timings
+        self._maker, self._clock = maker, clock
         self._blocks: int | None = None
         self._convs: dict[tuple[ConvKind, int, int, bool], float] = {}
         self._lines: dict[str, tuple[float, float]] = {}
+        self.untimed: dict[str, str] = {}
 
     @property
     def block(self) -> int:
         """How many channels the kernels work on at once."""
         if self._blocks is None:
-            self._blocks = round(self._timings.get("channels per block", self._find_block))
+            self._blocks = round(self._timings.get("channels per block", self._clock.block))
         return self._blocks
 
     @property
     def empty(self) -> float:
         """The milliseconds of a run over one operator and one number."""
-        return self._timings.get("one run", lambda: self._time([self._maker.moves(1, 1)], "one run")[0])
+        return self._timings.get("one run", lambda: self._clock.time([self._maker.moves(1, 1)], "one run")[0])
 
     def kernel(self, kind: ConvKind, read: int) -> Kernel:
         """Return the kernel of a convolution that reads `read` channels."""
@@ -143,17 +176,20 @@ class KernelTimes:
         return spent
 
     def node(self, node: Node, shapes: Mapping[str, tuple[int, ...]], key: str) -> float:
-        """Return the milliseconds of `node` at `shapes`, known as `key`; 0 where it cannot be run by itself."""
+        """Return the milliseconds of `node` at `shapes`, known as `key`; 0, and noted in `untimed`, where it cannot run alone."""
+        few, many = (self._maker.node(node, shapes, copies) for copies in (1, COPIES))
 
         def measure() -> float:
-            few, many = (self._maker.node(node, shapes, copies) for copies in (1, COPIES))
             if few is None or many is None:
                 return 0.0
             try:
-                return self._difference(few, many, COPIES - 1, key)
-            except SessionError:
+                return self._clock.difference(few, many, COPIES - 1, key)
+            except SessionError as error:
+                self.untimed[node.name] = f"onnxruntime does not run {node.op} by itself: {error}"
                 return 0.0
 
+        if few is None:
+            self.untimed[node.name] = f"{node.op} reads values of a surrounding graph or of unknown sizes"
         return self._timings.get(key, measure)
 
     # --- drawing ------------------------------------------------------------------------------------------------
@@ -191,7 +227,7 @@ class KernelTimes:
 
         def measure() -> float:
             few, many = (self._maker.conv(kind, read, made, copies, behind) for copies in (1, COPIES))
-            both = self._difference(few, many, COPIES - 1, key)
+            both = self._clock.difference(few, many, COPIES - 1, key)
             if not unpack:
                 return both
             before = ConvKind(kind.size, (1, 1), (), False)
@@ -210,36 +246,17 @@ class KernelTimes:
         return start + slope * elements
 
     # --- timing -------------------------------------------------------------------------------------------------
-    def _time(self, models: Sequence[Model], key: str) -> list[float]:
-        """Return the milliseconds of `models`, as they were when the reference took its pace."""
-        self._timed += 1
-        self._progress(f"timing {key}", self._timed, max(self._expected, self._timed))
-        *times, now = self._timer([*models, self._reference], {}, _SECONDS)
-        return [time * self._pace / now for time in times]
-
-    def _difference(self, few: Model, many: Model, copies: int, key: str) -> float:
-        """Return what one of the `copies` takes that `many` has beyond `few`."""
-        short, long = self._time([few, many], key)
-        return max(0.0, long - short) / copies
-
     def _time_moves(self, elements: int) -> float:
         few, many = (self._maker.moves(elements, copies) for copies in (2, 2 + COPIES))
-        return self._difference(few, many, COPIES, f"elementwise {elements}")
+        return self._clock.difference(few, many, COPIES, f"elementwise {elements}")
 
     def _time_conversions(self, elements: int) -> float:
         few, many = (
             self._maker.conversions(self.block, elements, COPIES, between=between)
             for between in (False, True)
         )
-        both = self._difference(few, many, COPIES, f"layout {elements}")
+        both = self._clock.difference(few, many, COPIES, f"layout {elements}")
         return max(0.0, both - self.move(elements)) / 2
-
-    def _find_block(self) -> float:
-        """Return how many channels can be made in the time of one."""
-        kind = ConvKind((14, 14), (3, 3), (("pads", (1, 1, 1, 1)),), False)
-        models = [self._maker.conv(kind, 64, made, COPIES) for made in (16, 8, 4)]
-        sixteen, eight, four = self._time(models, "channels per block")
-        return 16 if eight > 0.75 * sixteen else 8 if four > 0.75 * eight else 4
 
 
 def _up(count: int, block: int) -> int:

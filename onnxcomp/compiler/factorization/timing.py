@@ -18,12 +18,13 @@ from onnxcomp.compiler.cost.latency import structure
 from onnxcomp.compiler.factorization.candidates import Alternative, Place
 from onnxcomp.compiler.factorization.chain import Chain, Layout, possible
 from onnxcomp.compiler.passbase import Context
-from onnxcomp.ir.graph import Graph, Node, Value, Variable
+from onnxcomp.ir.builder import GraphBuilder
+from onnxcomp.ir.graph import Value, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.numerics.forms import Form
 
-__all__ = ["FormTimes"]
+__all__ = ["FormGraphs", "FormTimes"]
 
 
 COPIES = 3
@@ -44,6 +45,7 @@ class FormTimes:
 
     def __init__(self, model: Model, context: Context, shapes: Shapes) -> None:
         self._model, self._context, self._shapes = model, context, shapes
+        self._graphs = FormGraphs(model, shapes)
         self._kinds: dict[str, str] = {}
         self._lines: dict[tuple[str, str, Layout], tuple[Array, Array]] = {}
         self._layouts: dict[tuple[str, str, tuple[int, ...]], Layout] = {}
@@ -143,29 +145,34 @@ class FormTimes:
 
     def _measure(self, place: Place, form: Form, layout: Layout) -> float:
         self._context.progress(f"timing {form.name} at {place.name}", 0, 0)
-        few, many = (self._made(place, copies) for copies in (1, 1 + COPIES))
-        short, long = (self._replaced(place, form, layout, copies) for copies in (1, 1 + COPIES))
+        few, many = (self._graphs.dense(place, copies) for copies in (1, 1 + COPIES))
+        short, long = (self._graphs.replaced(place, form, layout, copies) for copies in (1, 1 + COPIES))
         times = clock([few, many, short, long], {}, SECONDS)
         own = max(times[1] - times[0], 1e-6)
         return max(0.0, times[3] - times[2]) / own
 
     def _measure_share(self, place: Place) -> float:
         self._context.progress(f"timing {place.name}", 0, 0)
-        few, many = (self._made(place, copies) for copies in (1, 1 + COPIES))
+        few, many = (self._graphs.dense(place, copies) for copies in (1, 1 + COPIES))
         libraries = self._context.custom_op_libs
         once, several, whole = clock(
             [few, many, self._model], self._context.input_shapes, 4 * SECONDS, custom_op_libs=libraries
         )
         return max(0.0, several - once) / COPIES / whole
 
-    def _made(self, place: Place, copies: int) -> Model:
+
+class FormGraphs:
+    """Makes the models in which nodes of `model` and what stands in for them are timed."""
+
+    def __init__(self, model: Model, shapes: Shapes) -> None:
+        self._model, self._shapes = model, shapes
+
+    def dense(self, place: Place, copies: int) -> Model:
         """Return a model of `copies` of the node side by side, whose results are added up and rectified."""
         node = place.node.node
-        graph = Graph("made", opset=self._model.opset_imports.get("", 17))
-        data = node.inputs[place.node.data]
-        x = Variable("onnxcomp.made", np.dtype(np.float32), self._shapes[data.name])
-        graph.inputs.append(x)
-        total: Variable | None = None
+        graph = GraphBuilder(self._model)
+        x = graph.input("onnxcomp.made", self._shapes[node.inputs[place.node.data].name])
+        made = []
         for number in range(copies):
             inputs: list[Value] = []
             for index in range(len(node.inputs)):
@@ -173,25 +180,15 @@ class FormTimes:
                 if index == place.node.data:
                     inputs.append(x)
                 elif constant is not None:
-                    inputs.append(graph.add_constant(f"w{number}.{index}", constant.astype(np.float32)))
+                    inputs.append(graph.constant(f"w{number}.{index}", constant.astype(np.float32)))
                 else:
                     inputs.append(Variable(""))
-            made = Variable(f"y{number}", np.dtype(np.float32))
-            graph.nodes.append(Node(node.op, f"node{number}", dict(node.attrs), inputs, [made]))
-            if total is None:
-                total = made
-            else:
-                added = Variable(f"s{number}", np.dtype(np.float32))
-                graph.nodes.append(Node("Add", f"add{number}", {}, [total, made], [added]))
-                total = added
-        assert total is not None
-        out = Variable("onnxcomp.out", np.dtype(np.float32))
-        graph.nodes.append(Node("Relu", "relu", {}, [total], [out]))
-        graph.outputs.append(out)
-        return Model(graph, self._model.ir_version, {"": self._model.opset_imports.get("", 17)})
+            made.append(graph.op(node.op, inputs, node.attrs, f"node{number}"))
+        return graph.model(graph.op("Relu", [graph.added(made)]))
 
-    def _replaced(self, place: Place, form: Form, layout: Layout, copies: int) -> Model:
-        model = self._made(place, copies)
+    def replaced(self, place: Place, form: Form, layout: Layout, copies: int) -> Model:
+        """Return that model with `form` in the place of every copy."""
+        model = self.dense(place, copies)
         untouched = {node.name: node for node in model.clone().graph.nodes}
         blocks = place.start(form, blind=True)
         for number in range(copies):

@@ -15,7 +15,7 @@ import onnxcomp
 from onnxcomp.analysis.channels import channel_groups
 from onnxcomp.analysis.cost import node_macs
 from onnxcomp.compiler.cost.kernel_graphs import ConvKind, Maker
-from onnxcomp.compiler.cost.kernel_times import KernelTimes, clock
+from onnxcomp.compiler.cost.kernel_times import KernelClock, KernelTimes, clock
 from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio, structure
 from onnxcomp.compiler.passbase import Context, Pass, PassLog, PassResult
 from onnxcomp.errors import UsageError
@@ -23,6 +23,7 @@ from onnxcomp.ir.graph import Constant
 from onnxcomp.ir.model import Model
 from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime.observe import observe_shapes
+from onnxcomp.runtime.session import SessionError
 from onnxcomp.runtime.timings import Timings
 from tests.support.text import net
 
@@ -246,8 +247,8 @@ KIND = ConvKind((8, 8), (3, 3), (("pads", (1, 1, 1, 1)),), False)
 
 
 def table(machine: Callable[..., list[float]]) -> KernelTimes:
-    maker = Maker(CHAIN)
-    return KernelTimes(context(CHAIN), maker, machine, law(maker.reference(), {}))
+    maker, given = Maker(CHAIN), context(CHAIN)
+    return KernelTimes(given, maker, KernelClock(given, maker, machine, law(maker.reference(), {})))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +274,33 @@ def test_the_kernel_follows_from_the_channels_that_are_read(read: int, kernel: s
     assert times.kernel(KIND, read) == kernel
     depthwise = replace(KIND, depthwise=True)
     assert times.kernel(depthwise, read) == ("blocks" if read == 16 else "plain")
+
+
+def test_a_node_that_cannot_be_timed_alone_counts_as_no_time_and_is_named_with_the_reason() -> None:
+    def refusing(models: Sequence[Model], shapes: Shapes, seconds: float) -> list[float]:
+        raise SessionError("no kernel")
+
+    node = CHAIN.graph.nodes[-1]
+    shapes = {v.name: (1, 32) for v in node.inputs}
+    times = table(refusing)
+    assert times.node(node, {}, "without sizes") == 0.0
+    assert "unknown sizes" in times.untimed.pop(node.name)
+    assert times.node(node, shapes, "refused") == 0.0
+    assert "no kernel" in times.untimed[node.name]
+    timed = table(Machine())
+    assert timed.node(node, shapes, "timed") > 0
+    assert timed.untimed == {}
+
+
+def test_what_is_priced_by_time_names_the_nodes_that_were_not_timed() -> None:
+    class Refusing(Machine):
+        def __call__(self, models: Sequence[Model], shapes: Shapes, seconds: float) -> list[float]:
+            if any(n.op == "Gemm" for n in models[0].graph.nodes) and len(models[0].graph.nodes) == 1:
+                raise SessionError("no kernel")
+            return super().__call__(models, shapes, seconds)
+
+    assert price(CHAIN, Machine()).untimed == {}
+    assert set(price(CHAIN, Refusing()).untimed) == {CHAIN.graph.nodes[-1].name}
 
 
 def test_the_real_clock_times_made_models_of_every_sort() -> None:
