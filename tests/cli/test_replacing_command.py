@@ -179,7 +179,7 @@ def test_a_budget_beyond_reach_ends_with_4_and_keeps_the_best_effort() -> None:
 def test_a_budget_of_time_beyond_reach_ends_with_4(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("onnxcomp.compiler.factorization.timing.clock", clock)
-    monkeypatch.setattr("onnxcomp.compiler.factorization.factorize.measured_ratio", lambda *_: 0.97)
+    monkeypatch.setattr("onnxcomp.compiler.cost.budget.measured_ratio", lambda *_: 0.97)
     result = optimize("split-svd{latency=0.5 repair=none}", "", 4)
     assert files() == {"out.best.onnx"}
     assert "latency=0.5 cannot be reached; 0.97" in " ".join(result.stderr.split())

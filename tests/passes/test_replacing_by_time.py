@@ -31,7 +31,8 @@ def small() -> Model:
 
 def timed(model: Model, step: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, **given: Any) -> PassResult:
     monkeypatch.setattr("onnxcomp.compiler.factorization.timing.clock", clock)
-    monkeypatch.setattr("onnxcomp.compiler.factorization.factorize.measured_ratio", clock.ratio)
+    for asks in ("factorization.planning", "cost.budget"):
+        monkeypatch.setattr(f"onnxcomp.compiler.{asks}.measured_ratio", clock.ratio)
     return replaced(model, step, **given)
 
 
