@@ -229,9 +229,9 @@ def _collect(labels: LabelMap, classes: Classes) -> list[ChannelGroup]:
     groups: list[ChannelGroup] = []
     for number, roots in enumerate(components):
         view = next(v for v, going in enumerate(units) if roots[0] in going)
-        group = _group(
-            roots, uses[number], spans[number], classes, view, blocked[view], hints[view], additive[view]
-        )
+        reasons = _Reasons(blocked[view], hints[view])
+        group = _group(roots, uses[number], spans[number], classes, view, reasons)
+        group = replace(group, coupled=bool(additive[view] & set(roots)))
         # One node can make channels along two axes of its weight (an Einsum), and so begin two groups.
         same = sum(other.name.partition("#")[0] == group.name for other in groups)
         groups.append(replace(group, name=f"{group.name}#{same + 1}") if same else group)
@@ -268,16 +268,23 @@ def _plain_uses(labels: LabelMap, classes: Units) -> list[AxisUse]:
     return uses
 
 
+@dataclass(frozen=True)
+class _Reasons:
+    """Why classes of one view must stay, and why those would have to that are the only ones of a value."""
+
+    blocked: dict[int, str]
+    hints: dict[int, str]
+
+
 def _group(
     roots: list[int],
     uses: list[AxisUse],
     spans: list[Units],
     classes: Classes,
     view: int,
-    blocked: dict[int, str],
-    hints: dict[int, str],
-    additive: set[int],
+    reasons: _Reasons,
 ) -> ChannelGroup:
+    """Return the group of the classes `roots`; whether it is coupled is for the caller to say."""
     lookup = np.full(int(classes.max()) + 1, -1, np.int64)
     lookup[roots] = np.arange(len(roots))
     members = tuple(
@@ -287,7 +294,7 @@ def _group(
     width = max(len(m.units) for m in members if m.role == "produces")
     tied = len(roots) == 1 < width
     said = f"its {width} channels can only go all together" if tied else "it is the only channel of a value"
-    only = {unit: hints.get(root, said) for unit, root in alone.items()}
+    only = {unit: reasons.hints.get(root, said) for unit, root in alone.items()}
     name = next(m.node for m in members if m.role == "produces")
     return ChannelGroup(
         name=name if view == DIMS else f"{name}:heads",
@@ -295,8 +302,8 @@ def _group(
         members=members,
         producers=tuple(dict.fromkeys(m.node for m in members if m.role == "produces")),
         consumers=tuple(dict.fromkeys(m.node for m in members if m.role == "consumes")),
-        reasons=tuple(blocked.get(root, only.get(unit)) for unit, root in enumerate(roots)),
-        coupled=bool(additive & set(roots)),
+        reasons=tuple(reasons.blocked.get(root, only.get(unit)) for unit, root in enumerate(roots)),
+        coupled=False,
         spans=tuple(spans),
         roots=np.array(roots, np.int64),
         view=view,

@@ -31,6 +31,24 @@ class Window:
             )
         )
 
+    def adjoint(self, spatial: tuple[int, ...]) -> dict[str, list[int]]:
+        """Return the attributes of the ConvTranspose that is the adjoint of a Conv over an input of size `spatial`.
+
+        `output_padding` makes up for what the strides leave over at the end (ONNX ConvTranspose-11).
+        """
+        left = [
+            (size + sum(pad) - (kernel - 1) * dilation - 1) % stride
+            for size, kernel, stride, dilation, pad in zip(
+                spatial, self.kernel, self.strides, self.dilations, self.pads, strict=True
+            )
+        ]
+        return {
+            "strides": list(self.strides),
+            "dilations": list(self.dilations),
+            "pads": [pad[0] for pad in self.pads] + [pad[1] for pad in self.pads],
+            "output_padding": left,
+        }
+
 
 def resolve_pads(
     mode: str,

@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.blocks import Block, drop_block
 from onnxcomp.analysis.cost import model_cost
-from onnxcomp.compiler.channel_pruning.curve_weights import AS_MEASURED, Lean
+from onnxcomp.compiler.channel_pruning.curve_weights import AS_MEASURED, CurveWeights
 from onnxcomp.compiler.channel_pruning.knapsack import Allocation, Whole, allocate
 from onnxcomp.compiler.channel_pruning.ladder import keep_of
 from onnxcomp.compiler.channel_pruning.problem import Drop, Plan, Price, Scene
-from onnxcomp.compiler.channel_pruning.sensitivity_curves import JUDGES, LEVELS, Curve, measure_curves
+from onnxcomp.compiler.channel_pruning.sensitivity_curves import (
+    JUDGES,
+    LEVELS,
+    Curve,
+    CurveSettings,
+    measure_curves,
+)
 from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.evaluation.trials import Judging, together
 from onnxcomp.ir.model import Model
@@ -62,15 +68,15 @@ class MeasuredShares:
         """Return whether any plan reaches `target`; where none does, all that can go goes, whatever was measured."""
         return self.plan(target).reached
 
-    def plan(self, target: float, lean: Lean = AS_MEASURED) -> Plan:
-        """Return the plan with the least foretold damage whose price falls to `target` or just below.
+    def plan(self, target: float, weights: CurveWeights = AS_MEASURED) -> Plan:
+        """Return the plan with the least predicted divergence whose price falls to `target` or just below.
 
-        `lean` weighs the curves; the estimate told is that of the curves as measured.
+        `weights` multiply the curves; the estimate is that of the curves as measured.
         """
         scene = self._scene
         if self._price({}) <= target:
             return Plan({}, True, 0.0)
-        curves = [self._weighed(curve, lean) for curve in self.measured.curves]
+        curves = [self._weighed(curve, weights) for curve in self.measured.curves]
         ladders = [curve.ladder for curve in curves]
         numbers: dict[str, list[int]] = {}
         for number, ladder in enumerate(ladders):
@@ -78,7 +84,7 @@ class MeasuredShares:
         wholes = [
             Whole(
                 tuple(n for name in drop.block.groups for n in numbers.get(name, ())),
-                damage * self._factor(drop.block.groups[0], lean),
+                damage * self._factor(drop.block.groups[0], weights),
             )
             for drop, damage in self.measured.drops
         ]
@@ -109,12 +115,12 @@ class MeasuredShares:
         pairs = enumerate(zip(self.measured.curves, allocation.removed, strict=True))
         return harm + sum(float(curve.at([count])[0]) for n, (curve, count) in pairs if n not in gone)
 
-    def _weighed(self, curve: Curve, lean: Lean) -> Curve:
-        factor = self._factor(curve.ladder.group, lean)
+    def _weighed(self, curve: Curve, weights: CurveWeights) -> Curve:
+        factor = self._factor(curve.ladder.group, weights)
         return replace(curve, damage=tuple(factor * damage for damage in curve.damage))
 
-    def _factor(self, name: str, lean: Lean) -> float:
-        return lean.weight(name, self._depth(name), stream=self._scene.groups[name].coupled)
+    def _factor(self, name: str, weights: CurveWeights) -> float:
+        return weights.weight(name, self._depth(name), residual=self._scene.groups[name].coupled)
 
     def _depth(self, name: str) -> float:
         """Return how deep in the network the readers of a group lie on average, in [0, 1]."""
@@ -138,6 +144,7 @@ class MeasuredShares:
         levels = LEVELS if work * len(LEVELS) <= TRIAL_MACS else FEW_LEVELS
         most = int(min(JUDGES, max(FEWEST, FEWEST * TRIAL_MACS // max(1, work * len(levels)))))
         judging = Judging(most if reference is None else reference.samples)
+        settings = CurveSettings(scene.limits, judging, levels)
         for ladders, moments in scene.ordered_waves(depths):
             curves, reference = measure_curves(
                 scene.model,
@@ -146,9 +153,7 @@ class MeasuredShares:
                 moments,
                 reference,
                 scene.context,
-                scene.limits,
-                judging,
-                levels,
+                settings,
             )
             found.extend(curves)
         drops: list[tuple[Drop, float]] = []

@@ -1,4 +1,4 @@
-"""Choosing channels under a budget, in one round or in several with a quick repair in between."""
+"""Choosing channels under a budget, in one round or in several with a trial refit in between."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.analysis.blocks import residual_blocks
+from onnxcomp.analysis.blocks import Block, residual_blocks
 from onnxcomp.analysis.cost import model_cost
-from onnxcomp.compiler.channel_pruning.curve_weights import find_lean
+from onnxcomp.compiler.channel_pruning.curve_weights import CurveWeights, search_weights
 from onnxcomp.compiler.channel_pruning.ladder import Limits
 from onnxcomp.compiler.channel_pruning.lineage import Lineage
 from onnxcomp.compiler.channel_pruning.measured_allocation import MeasuredShares
@@ -27,19 +27,19 @@ __all__ = ["Budget", "Chooser", "choose"]
 
 
 QUICK_MACS = 32 * 10**9
-"""Work of one pass of the quick repair's samples through the network; a few seconds."""
+"""Work of one pass of the trial refit's samples through the network; a few seconds."""
 
 QUICK_LEAST, QUICK_MOST = 64, 256
-"""Bounds of the quick repair's samples."""
+"""Bounds of the trial refit's samples."""
 
 MORE_MACS = 64 * 10**9
-"""Work of all quick repairs for single groups together, each counted as one pass: as much as two for a ResNet-56."""
+"""Work of all trial refits for single groups together, each counted as one pass: as much as two for a ResNet-56."""
 
 LARGE = 2 * 10**8
-"""Work for one sample from which on a quick repair is no longer quick."""
+"""Work for one sample from which on a trial refit is no longer quick."""
 
 MORE_MOST = 12
-"""Plans carried out for single groups at most."""
+"""Plans tried for single groups at most."""
 
 QuickRepair = Callable[[Scene, Plan], Model]
 """Returns the first scene's model cut as planned so far and repaired quickly."""
@@ -92,62 +92,83 @@ def choose(
     first = open_scene(model, excluded, chooser.limits, chooser.criterion, context, log)
     if chooser.budget.what == "ratio":
         return first, at_ratio(first, chooser.budget.share)
-    so_far, scene = Plan({}, True), first
-    reference: Reference | None = None
-    targets = _targets(chooser, first)
-    for target in targets[:-1]:
-        price = chooser.budget.price_of(scene)
-        if chooser.scope == "uniform":
-            plan = UniformShares(scene, price).plan(target)
-        else:
-            blocks = tuple(residual_blocks(model, scene.groups, excluded)) if chooser.layers else ()
-            shares = MeasuredShares(scene, price, reference, blocks if scene is first else ())
-            plan, reference = shares.plan(target), shares.measured.reference
-        so_far = _composed(first, so_far, scene, plan)
-        current = quick_repair(first, so_far)
-        scene = open_scene(current, excluded, chooser.limits, chooser.criterion, context, log, quiet=True)
-    return first, _last_round(chooser, first, so_far, scene, reference, excluded, quick_repair, log)
+    return first, _Rounds(chooser, first, excluded, quick_repair).plan()
 
 
-def _last_round(
-    chooser: Chooser,
-    first: Scene,
-    base: Plan,
-    scene: Scene,
-    reference: Reference | None,
-    excluded: Mapping[str, str],
-    quick_repair: QuickRepair,
-    log: PassLog,
-) -> Plan:
-    """Return the whole plan: what is cut of `scene` comes on top of `base`."""
-    budget, price = chooser.budget, chooser.budget.price_of(scene)
-    target = budget.target
-    if price({}) <= target:
-        return base
+@dataclass(frozen=True)
+class _Rounds:
+    """The rounds in which a budget is approached from the problem `first`."""
 
-    uniform = UniformShares(scene, price, deep=budget.measure is not None)
-    shares: Callable[[float], Plan] = uniform.plan
-    if chooser.scope == "global":
-        whole = chooser.layers and scene is first
-        blocks = tuple(residual_blocks(scene.model, scene.groups, excluded)) if whole else ()
-        measured = MeasuredShares(scene, price, reference, blocks)
-        shares = measured.plan
-        if measured.reaches(target):
-            lean = find_lean(
-                lambda lean: _composed(first, base, scene, measured.plan(target, lean)),
-                _composed(first, base, scene, uniform.plan(target)),
-                partial(_distance, first, measured.measured.reference, quick_repair),
-                log,
-                [group.name for group in scene.open],
-                _more(first),
-                brief=(model_cost(first.model, first.shapes).macs or 0) > LARGE,
+    chooser: Chooser
+    first: Scene
+    excluded: Mapping[str, str]
+    trial_refit: QuickRepair
+
+    def plan(self) -> Plan:
+        """Return the plan for all units of the first problem."""
+        chooser, first = self.chooser, self.first
+        so_far, scene = Plan({}, True), first
+        reference: Reference | None = None
+        for target in _targets(chooser, first)[:-1]:
+            price = chooser.budget.price_of(scene)
+            if chooser.scope == "uniform":
+                plan = UniformShares(scene, price).plan(target)
+            else:
+                shares = MeasuredShares(scene, price, reference, self._blocks(scene))
+                plan, reference = shares.plan(target), shares.measured.reference
+            so_far = _composed(first, so_far, scene, plan)
+            current = self.trial_refit(first, so_far)
+            scene = open_scene(
+                current,
+                self.excluded,
+                chooser.limits,
+                chooser.criterion,
+                first.context,
+                first.log,
+                quiet=True,
             )
-            shares = uniform.plan if lean is None else partial(measured.plan, lean=lean)
+        return self._last(so_far, scene, reference)
 
-    def plan_for(target: float) -> Plan:
-        return _composed(first, base, scene, shares(target))
+    def _last(self, base: Plan, scene: Scene, reference: Reference | None) -> Plan:
+        """Return the whole plan: what is cut of `scene` comes on top of `base`."""
+        budget, price = self.chooser.budget, self.chooser.budget.price_of(scene)
+        if price({}) <= budget.target:
+            return base
+        uniform = UniformShares(scene, price, deep=budget.measure is not None)
+        shares: Callable[[float], Plan] = uniform.plan
+        if self.chooser.scope == "global":
+            measured = MeasuredShares(scene, price, reference, self._blocks(scene))
+            shares = measured.plan
+            if measured.reaches(budget.target):
+                weights = self._weights(base, scene, measured, uniform)
+                shares = uniform.plan if weights is None else partial(measured.plan, weights=weights)
 
-    return plan_for(target) if budget.measure is None else _meet(budget, first, plan_for, log)
+        def plan_for(target: float) -> Plan:
+            return _composed(self.first, base, scene, shares(target))
+
+        plain = budget.measure is None
+        return plan_for(budget.target) if plain else _meet(budget, self.first, plan_for, self.first.log)
+
+    def _weights(
+        self, base: Plan, scene: Scene, measured: MeasuredShares, uniform: UniformShares
+    ) -> CurveWeights | None:
+        """Return the weights of the curves that trial refits choose, None where uniform shares do better."""
+        first, target = self.first, self.chooser.budget.target
+        return search_weights(
+            lambda weights: _composed(first, base, scene, measured.plan(target, weights)),
+            _composed(first, base, scene, uniform.plan(target)),
+            partial(_distance, first, measured.measured.reference, self.trial_refit),
+            first.log,
+            [group.name for group in scene.open],
+            _more(first),
+            brief=(model_cost(first.model, first.shapes).macs or 0) > LARGE,
+        )
+
+    def _blocks(self, scene: Scene) -> tuple[Block, ...]:
+        """Return the residual blocks that compete with channels: they do in the first round."""
+        if not self.chooser.layers or scene is not self.first:
+            return ()
+        return tuple(residual_blocks(scene.model, scene.groups, self.excluded))
 
 
 def _composed(first: Scene, base: Plan, scene: Scene, plan: Plan) -> Plan:
@@ -159,7 +180,7 @@ def _composed(first: Scene, base: Plan, scene: Scene, plan: Plan) -> Plan:
 
 
 def _distance(first: Scene, reference: Reference | None, quick_repair: QuickRepair, plan: Plan) -> float:
-    """Return how far the outputs are from the original's once `plan` is carried out with a quick repair."""
+    """Return how far the outputs are from the original's after a trial refit of `plan`."""
     context = first.context
     assert reference is not None and context.calibration is not None, "curves have been measured"
     # The judges are not among those it is repaired on: with few samples those would be learnt by heart.
@@ -192,7 +213,7 @@ def _meet(budget: Budget, scene: Scene, plan_for: Callable[[float], Plan], log: 
 
 
 def _more(scene: Scene) -> int:
-    """Return how many plans may be carried out for the sake of single groups: none for large networks."""
+    """Return how many plans may be tried for the sake of single groups: none for large networks."""
     macs = model_cost(scene.model, scene.shapes).macs or 1
     return 0 if macs > LARGE else int(min(MORE_MOST, MORE_MACS // (macs * _quick(scene))))
 

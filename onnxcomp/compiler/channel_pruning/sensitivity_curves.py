@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array64, Mask
 from onnxcomp.numerics.moments import Moments
 
-__all__ = ["BATCH", "JUDGES", "Curve", "CutAlone", "measure_curves", "nearest_counts"]
+__all__ = ["BATCH", "JUDGES", "Curve", "CurveSettings", "CutAlone", "measure_curves", "nearest_counts"]
 
 
 LEVELS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
@@ -49,6 +49,15 @@ class Curve:
         return np.maximum(np.asarray(spline(np.asarray(removed, np.float64)), np.float64), 0.0)
 
 
+@dataclass(frozen=True)
+class CurveSettings:
+    """How curves are measured: within which limits, on how many samples, and at which shares removed."""
+
+    limits: Limits
+    judging: Judging = field(default_factory=Judging)
+    levels: tuple[float, ...] = LEVELS
+
+
 def measured_counts(ladder: Ladder, limits: Limits, levels: Sequence[float] = LEVELS) -> list[int]:
     """Return the numbers of removed units at which the curve of `ladder` is measured, ascending, without 0."""
     allowed = [count for count in ladder.counts(limits) if count]
@@ -72,25 +81,23 @@ def measure_curves(
     moments: Mapping[str, Moments],
     reference: Reference | None,
     context: Context,
-    limits: Limits,
-    judging: Judging | None = None,
-    levels: Sequence[float] = LEVELS,
+    settings: CurveSettings,
 ) -> tuple[list[Curve], Reference]:
     """Return a curve for every ladder, and the outputs they were judged by.
 
     Each candidate is `model` with the removed units zeroed where they are consumed and their readers refitted once from
     `moments` (by reader's name; readers without any are only zeroed). Only the nodes from the first reader on run again.
-    `reference` are the original's outputs for the same samples; None where `model` is the original. `judging` says on how
-    many; `levels` are the shares removed at which it is measured, and the most that can go is another.
+    `reference` are the original's outputs for the same samples; None where `model` is the original. Besides the
+    levels of `settings`, the most that can go is measured.
     """
     steps = [
-        (index, count) for index, x in enumerate(ladders) for count in measured_counts(x, limits, levels)
+        (index, count)
+        for index, x in enumerate(ladders)
+        for count in measured_counts(x, settings.limits, settings.levels)
     ]
     alone = [CutAlone(model, groups, ladder, moments) for ladder in ladders]
     trials = [alone[index].trial(count) for index, count in steps]
-    verdicts, reference = run_trials(
-        model, trials, reference, context, "measuring curves", judging or Judging()
-    )
+    verdicts, reference = run_trials(model, trials, reference, context, "measuring curves", settings.judging)
     found: list[tuple[list[int], list[float]]] = [([0], [0.0]) for _ in ladders]
     for (index, count), verdict in zip(steps, verdicts, strict=True):
         found[index][0].append(count)

@@ -46,22 +46,8 @@ def _flipped(tape: Tape, node: Node, linear: LinearNode, spatial: tuple[int, ...
 
 
 def _transposed(tape: Tape, node: Node, linear: LinearNode, spatial: tuple[int, ...]) -> Variable:
-    window = linear.window(spatial)
-    missing = [
-        (size + sum(pad) - (k - 1) * dilation - 1) % stride
-        for size, pad, k, dilation, stride in zip(
-            spatial, window.pads, window.kernel, window.dilations, window.strides, strict=True
-        )
-    ]
-    return tape.op(
-        "ConvTranspose",
-        [tape.grad(node), node.inputs[1]],
-        group=linear.group,
-        strides=list(window.strides),
-        dilations=list(window.dilations),
-        pads=[p[0] for p in window.pads] + [p[1] for p in window.pads],
-        output_padding=missing,
-    )
+    adjoint = linear.window(spatial).adjoint(spatial)
+    return tape.op("ConvTranspose", [tape.grad(node), node.inputs[1]], group=linear.group, **adjoint)
 
 
 def _conv_transpose(tape: Tape, node: Node) -> Grads | None:

@@ -92,7 +92,7 @@ def refine(
     """Return weights with a smaller squared error than `start`, after at most `steps` steps.
 
     `moments` are the input moments of producer and reader; `batches(n)` yields each n-th batch anew at each call. A step
-    that does not lower the error is taken back and ends the refinement.
+    that does not lower the error is reverted and ends the refinement.
     """
     graphs = _Graphs(pair, start, threads)
     slope = _Slope(pair, moments, graphs, rng, workers(threads))
@@ -331,7 +331,9 @@ class _Builder:
         """Return the graph from weights and values (x of size `spatial`) to `back`, `residual` and `hidden`."""
         w = self._weights("")
         active, hidden, residual, _ = self._forward(w)
-        back = self._op("ConvTranspose", [residual, w["w2"]], **self._adjoint(spatial))
+        reader, size = self.pair.reader, self.pair.producer.window(spatial).output_size(spatial)
+        adjoint = reader.window(size).adjoint(size)
+        back = self._op("ConvTranspose", [residual, w["w2"]], group=reader.group, **adjoint)
         self._output(self._op("Mul", [back, active]), "back")
         self._output(residual, "residual")
         self._output(hidden, "hidden")
@@ -395,24 +397,6 @@ class _Builder:
     def _conv(self, node: LinearNode, x: Value, weight: Value, bias: Value | None) -> Variable:
         attrs = {k: v for k, v in node.node.attrs.items() if k in _CONV_ATTRIBUTES}
         return self._op("Conv", [x, weight, *([bias] if bias is not None else [])], **attrs)
-
-    def _adjoint(self, spatial: tuple[int, ...]) -> dict[str, Any]:
-        """Return the attributes of the ConvTranspose that is the adjoint of the reader, for its input's exact size."""
-        hidden = self.pair.producer.window(spatial).output_size(spatial)
-        window = self.pair.reader.window(hidden)
-        missing = [
-            (size + sum(pad) - (k - 1) * dilation - 1) % stride
-            for size, pad, k, dilation, stride in zip(
-                hidden, window.pads, window.kernel, window.dilations, window.strides, strict=True
-            )
-        ]
-        return {
-            "group": self.pair.reader.group,
-            "strides": list(window.strides),
-            "dilations": list(window.dilations),
-            "pads": [p[0] for p in window.pads] + [p[1] for p in window.pads],
-            "output_padding": missing,
-        }
 
     def _weights(self, prefix: str) -> dict[str, Variable]:
         return {name: self._input(f"{prefix}{name}", len(shape)) for name, shape in self.shapes.items()}

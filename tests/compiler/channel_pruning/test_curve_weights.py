@@ -1,4 +1,4 @@
-"""The search for the lean of measured shares, on made networks whose distance is a function of the plan."""
+"""The search for the weights of the sensitivity curves, on made networks whose distance is a function of the plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from onnxcomp.analysis.blocks import Block
-from onnxcomp.compiler.channel_pruning.curve_weights import AS_MEASURED, GROUP, LATE, STREAMS, Lean, find_lean
+from onnxcomp.compiler.channel_pruning.curve_weights import (
+    AS_MEASURED,
+    DEPTH,
+    GROUP,
+    RESIDUAL,
+    CurveWeights,
+    search_weights,
+)
 from onnxcomp.compiler.channel_pruning.problem import Drop, Plan
 from onnxcomp.compiler.passbase import PassLog
 
@@ -27,45 +34,47 @@ def number_of(plan: Plan) -> int:
 
 
 class Trials:
-    """Makes a plan of its own for every lean, and says how far each is from the original."""
+    """Makes a plan of its own for every weights, and says how far each is from the original."""
 
     def __init__(
-        self, found: Mapping[Lean, float] | Callable[[Lean], float], uniform: float = math.inf
+        self, found: Mapping[CurveWeights, float] | Callable[[CurveWeights], float], uniform: float = math.inf
     ) -> None:
         self.found = found if callable(found) else found.__getitem__
         self.uniform = uniform
-        self.leans: list[Lean] = []
-        self.carried_out: list[Lean | str] = []
+        self.weightings: list[CurveWeights] = []
+        self.tried: list[CurveWeights | str] = []
         self.log = PassLog()
 
-    def plan_for(self, lean: Lean) -> Plan:
-        if lean not in self.leans:
-            self.leans.append(lean)
-        return plan_of(1 + self.leans.index(lean))
+    def plan_for(self, weights: CurveWeights) -> Plan:
+        if weights not in self.weightings:
+            self.weightings.append(weights)
+        return plan_of(1 + self.weightings.index(weights))
 
     def distance(self, plan: Plan) -> float:
         number = number_of(plan)
         if number == UNITS:
-            self.carried_out.append("uniform")
+            self.tried.append("uniform")
             return self.uniform
-        lean = self.leans[number - 1]
-        self.carried_out.append(lean)
-        return self.found(lean)
+        weights = self.weightings[number - 1]
+        self.tried.append(weights)
+        return self.found(weights)
 
-    def find(self, groups: tuple[str, ...] = (), more: int = 0, *, reached: bool = True) -> Lean | None:
+    def find(
+        self, groups: tuple[str, ...] = (), more: int = 0, *, reached: bool = True
+    ) -> CurveWeights | None:
         uniform = plan_of(UNITS, reached=reached)
-        return find_lean(self.plan_for, uniform, self.distance, self.log, groups, more)
+        return search_weights(self.plan_for, uniform, self.distance, self.log, groups, more)
 
 
-FIRST, SECOND = Lean(LATE[0]), Lean(LATE[1])
+FIRST, SECOND = CurveWeights(DEPTH[0]), CurveWeights(DEPTH[1])
 
 
-def aside(lean: Lean) -> Lean:
-    return replace(lean, streams=STREAMS[0])
+def aside(weights: CurveWeights) -> CurveWeights:
+    return replace(weights, residual=RESIDUAL[0])
 
 
-def far(lean: Lean) -> Lean:
-    return replace(lean, streams=STREAMS[1])
+def far(weights: CurveWeights) -> CurveWeights:
+    return replace(weights, residual=RESIDUAL[1])
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -82,11 +91,13 @@ def far(lean: Lean) -> Lean:
         ({AS_MEASURED: 1.0, FIRST: math.nan, aside(AS_MEASURED): math.nan}, AS_MEASURED),
     ],
 )
-def test_a_step_is_kept_only_where_the_distance_falls(distances: dict[Lean, float], best: Lean) -> None:
+def test_a_step_is_kept_only_where_the_distance_falls(
+    distances: dict[CurveWeights, float], best: CurveWeights
+) -> None:
     trials = Trials(distances)
     assert trials.find() == best
-    assert trials.carried_out == [*distances, "uniform"], "nothing is carried out beyond what is needed"
-    assert len(trials.carried_out) <= 6
+    assert trials.tried == [*distances, "uniform"], "nothing is carried out beyond what is needed"
+    assert len(trials.tried) <= 6
 
 
 @pytest.mark.parametrize("more", [1, 2, 5, 24])
@@ -95,31 +106,31 @@ def test_single_groups_take_at_most_the_plans_they_are_given(more: int, falls: b
     """In the worst case no step but the first ones helps; in the best every one does."""
     groups = tuple("abcdef")
 
-    def found(lean: Lean) -> float:
-        steps = len(lean.groups)
-        return 10 - lean.late - lean.streams / 100 + (-0.1 if falls else 0.1) * steps
+    def found(weights: CurveWeights) -> float:
+        steps = len(weights.groups)
+        return 10 - weights.depth - weights.residual / 100 + (-0.1 if falls else 0.1) * steps
 
     trials = Trials(found)
-    lean = trials.find(groups, more)
-    assert lean is not None
-    assert (lean.late, lean.streams) == (LATE[1], STREAMS[1])
+    weights = trials.find(groups, more)
+    assert weights is not None
+    assert (weights.depth, weights.residual) == (DEPTH[1], RESIDUAL[1])
     wanted = min(more, len(groups) * (1 if falls else 2))
-    assert len(trials.carried_out) == 5 + wanted + 1
-    assert lean.groups == (tuple((name, GROUP) for name in groups[:wanted]) if falls else ())
+    assert len(trials.tried) == 5 + wanted + 1
+    assert weights.groups == (tuple((name, GROUP) for name in groups[:wanted]) if falls else ())
 
 
 def test_a_group_is_tried_both_ways_and_the_next_starts_from_what_was_kept() -> None:
     """The least distance is where `a` counts half and `c` twice as much."""
 
-    def found(lean: Lean) -> float:
+    def found(weights: CurveWeights) -> float:
         wanted = {"a": 1 / GROUP, "c": GROUP}
-        off = sum(abs(math.log(lean.weight(n, 0, stream=False) / wanted.get(n, 1.0))) for n in "abc")
-        return 1 + off + lean.late + (lean.streams != 1)
+        off = sum(abs(math.log(weights.weight(n, 0, residual=False) / wanted.get(n, 1.0))) for n in "abc")
+        return 1 + off + weights.depth + (weights.residual != 1)
 
     trials = Trials(found)
-    lean = trials.find(("a", "b", "c"), 24)
-    assert lean == Lean(groups=(("a", 1 / GROUP), ("c", GROUP)))
-    singles = [dict(t.groups) for t in trials.carried_out if isinstance(t, Lean) and t.groups]
+    weights = trials.find(("a", "b", "c"), 24)
+    assert weights == CurveWeights(groups=(("a", 1 / GROUP), ("c", GROUP)))
+    singles = [dict(t.groups) for t in trials.tried if isinstance(t, CurveWeights) and t.groups]
     assert singles == [
         {"a": 2.0},
         {"a": 0.5},
@@ -133,21 +144,25 @@ def test_a_group_is_tried_both_ways_and_the_next_starts_from_what_was_kept() -> 
 STEPS = {AS_MEASURED: 1.0, FIRST: 0.8, SECOND: 0.9, aside(FIRST): 0.9}
 
 
-@pytest.mark.parametrize(("uniform", "lean"), [(0.79, None), (0.8, FIRST), (0.9, FIRST), (math.nan, FIRST)])
-def test_uniform_shares_are_taken_only_where_they_come_nearer(uniform: float, lean: Lean | None) -> None:
-    assert Trials(STEPS, uniform).find() == lean
+@pytest.mark.parametrize(
+    ("uniform", "weights"), [(0.79, None), (0.8, FIRST), (0.9, FIRST), (math.nan, FIRST)]
+)
+def test_uniform_shares_are_taken_only_where_they_come_nearer(
+    uniform: float, weights: CurveWeights | None
+) -> None:
+    assert Trials(STEPS, uniform).find() == weights
 
 
-def test_uniform_shares_that_miss_the_budget_are_not_carried_out() -> None:
+def test_uniform_shares_that_miss_the_budget_are_not_tried() -> None:
     trials = Trials(STEPS, uniform=0.0)
     assert trials.find(reached=False) == FIRST
-    assert "uniform" not in trials.carried_out
-    assert find_lean(trials.plan_for, None, trials.distance, PassLog()) == FIRST
+    assert "uniform" not in trials.tried
+    assert search_weights(trials.plan_for, None, trials.distance, PassLog()) == FIRST
 
 
 # --- equal plans -----------------------------------------------------------------------------------------------------
-def test_equal_plans_are_carried_out_once() -> None:
-    """Whatever the lean, all of a group goes: neither steps nor uniform shares change anything."""
+def test_equal_plans_are_tried_once() -> None:
+    """Whatever the weights, all of a group goes: neither steps nor uniform shares change anything."""
     measured: list[Plan] = []
 
     def distance(plan: Plan) -> float:
@@ -156,7 +171,7 @@ def test_equal_plans_are_carried_out_once() -> None:
 
     same = [plan_of(5) for _ in range(9)]
     log = PassLog()
-    assert find_lean(lambda _: same.pop(), plan_of(5), distance, log, ("g",), 4) == AS_MEASURED
+    assert search_weights(lambda _: same.pop(), plan_of(5), distance, log, ("g",), 4) == AS_MEASURED
     assert len(measured) == 1
     assert log.notes == []
 
@@ -164,8 +179,8 @@ def test_equal_plans_are_carried_out_once() -> None:
 def test_plans_that_drop_other_blocks_are_not_equal() -> None:
     measured: list[Plan] = []
 
-    def plan_for(lean: Lean) -> Plan:
-        name = "early" if lean == AS_MEASURED else "late"
+    def plan_for(weights: CurveWeights) -> Plan:
+        name = "early" if weights == AS_MEASURED else "late"
         block = Block(name, "b", "s", ("n",), ("g",))
         return replace(plan_of(5), drops=(Drop(block, np.zeros((1, 1)), 1),))
 
@@ -173,35 +188,38 @@ def test_plans_that_drop_other_blocks_are_not_equal() -> None:
         measured.append(plan)
         return float(plan.drops[0].block.name == "early")
 
-    assert find_lean(plan_for, None, distance, PassLog()) == FIRST
+    assert search_weights(plan_for, None, distance, PassLog()) == FIRST
     assert [p.drops[0].block.name for p in measured] == ["early", "late"]
 
 
-# --- what is told ----------------------------------------------------------------------------------------------------
-def test_the_note_tells_every_distance_and_what_was_taken() -> None:
-    trials = Trials(STEPS, 0.85)
+# --- what is reported ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("uniform", "words"),
+    [
+        (0.85, "1 as measured, 0.8 with weighted curves (depth 2; chosen), 0.85 uniform"),
+        (0.5, "1 as measured, 0.8 with weighted curves (depth 2), 0.5 uniform (chosen)"),
+    ],
+)
+def test_the_note_has_every_divergence_and_what_was_chosen(uniform: float, words: str) -> None:
+    trials = Trials(STEPS, uniform)
     trials.find()
-    (note,) = trials.log.notes
-    assert note == (
-        "shares by 5 quick repairs, distance of the outputs: as measured 1; late layers spared by 2 0.8; "
-        "uniform 0.85; taken: late layers spared by 2"
-    )
+    assert trials.log.notes == [f"allocation search: 5 trial refits; divergence {words}"]
 
 
-def test_the_note_says_where_uniform_shares_were_taken() -> None:
-    trials = Trials(STEPS, 0.5)
-    trials.find()
-    assert trials.log.notes[0].endswith("; uniform 0.5; taken: uniform")
+def test_the_note_says_where_curves_were_best_as_measured() -> None:
+    trials = Trials({AS_MEASURED: 1.0, FIRST: 1.1, aside(AS_MEASURED): 1.2})
+    trials.find(reached=False)
+    assert trials.log.notes[0].endswith("; divergence 1 as measured (chosen)")
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
-def test_a_lean_weighs_depth_streams_and_groups_independently() -> None:
-    lean = Lean(2.0, 4.0).times("a", 2.0).times("b", 0.5).times("a", 2.0)
-    assert AS_MEASURED.weight("a", 0.7, stream=True) == 1
-    assert lean.weight("c", 0.0, stream=False) == 1
-    assert lean.weight("c", 1.0, stream=False) == pytest.approx(math.e**2)
-    assert lean.weight("c", 0.0, stream=True) == 4
-    assert lean.weight("a", 0.5, stream=True) == pytest.approx(4 * math.e * 4)
-    assert lean.weight("b", 0.0, stream=False) == 0.5
-    assert str(lean) == "late layers spared by 2, streams by 4, 2 groups weighed"
+def test_weights_weigh_depth_streams_and_groups_independently() -> None:
+    weights = CurveWeights(2.0, 4.0).times("a", 2.0).times("b", 0.5).times("a", 2.0)
+    assert AS_MEASURED.weight("a", 0.7, residual=True) == 1
+    assert weights.weight("c", 0.0, residual=False) == 1
+    assert weights.weight("c", 1.0, residual=False) == pytest.approx(math.e**2)
+    assert weights.weight("c", 0.0, residual=True) == 4
+    assert weights.weight("a", 0.5, residual=True) == pytest.approx(4 * math.e * 4)
+    assert weights.weight("b", 0.0, residual=False) == 0.5
+    assert str(weights) == "depth 2, residual 4, 2 groups"
     assert str(AS_MEASURED.times("a", 2.0).times("a", 0.5)) == "as measured"

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.channel_pruning.ladder import Ladder, Limits
 from onnxcomp.compiler.channel_pruning.problem import Scene, open_scene
-from onnxcomp.compiler.channel_pruning.sensitivity_curves import Curve, measure_curves, measured_counts
+from onnxcomp.compiler.channel_pruning.sensitivity_curves import (
+    Curve,
+    CurveSettings,
+    measure_curves,
+    measured_counts,
+)
 from onnxcomp.compiler.evaluation.divergence import Reference
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.repair.refit import Site, readers_ridge, refit_once
@@ -54,7 +59,7 @@ def measured(
     moments: dict[str, Moments] = {}
     for ladders, stats in scene.ordered_waves(depths):
         found, reference = measure_curves(
-            model, scene.groups, ladders, stats, reference, context, scene.limits
+            model, scene.groups, ladders, stats, reference, context, CurveSettings(scene.limits)
         )
         curves += found
         moments |= stats
