@@ -14,7 +14,9 @@ from onnxcomp.compiler.options import in_range, option
 from onnxcomp.compiler.passbase import Context, Need, Pass, PassLog, PassResult
 from onnxcomp.compiler.quantization.formats import Formats, formats
 from onnxcomp.compiler.quantization.fusion_report import tell_fusion
-from onnxcomp.compiler.quantization.quantizer import Settings, carry_out, plan
+from onnxcomp.compiler.quantization.plan import Settings
+from onnxcomp.compiler.quantization.quantizer import apply_plan, plan
+from onnxcomp.compiler.quantization.ranges import range_rule
 from onnxcomp.ir.convert import convert_opset
 from onnxcomp.ir.files import check_finite
 from onnxcomp.ir.graph import Node
@@ -122,7 +124,7 @@ class InsertQdq(Pass):
             if found is None:
                 return log.result(model)
             tell_harm(found, context, log, corrected=self.bias_correction)
-            result = carry_out(found, settings, context, log)
+            result = apply_plan(found, settings, context, log)
         if log.changes:
             tell_fusion(result, context, log)
         return log.result(result)
@@ -146,8 +148,7 @@ class InsertQdq(Pass):
             return "it is not among op-types" if typed is not None and node.name not in typed else None
 
         return Settings(
-            self.observer,
-            self.percentile,
+            range_rule(self.observer, self.percentile),
             self.rounding,
             self.bias_correction,
             self.edges,

@@ -166,6 +166,9 @@ INTEGER_KERNELS = KEEPS_SCALE | frozenset(
 LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 """Operators that onnxruntime adds to bring values into another layout."""
 
+SIZES = frozenset({"Shape", "Size"})
+"""Operators that return the sizes of what they read, not its numbers."""
+
 UNCOUNTED = frozenset({"Cast", "CastLike", "Shape", "Size"})
 """Operators that convert numbers or ask for sizes, and so run neither on floats nor on integers."""
 

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from onnxcomp.numerics.affine import Affine, Grid, range_affine
 
-__all__ = ["BINS", "Effect", "Histogram", "Observer", "choose_range", "expected_error", "search_range"]
+__all__ = [
+    "BINS",
+    "Histogram",
+    "Observer",
+    "ValueSensitivity",
+    "choose_range",
+    "expected_error",
+    "search_range",
+]
 
 Array: TypeAlias = NDArray[Any]
 Array64: TypeAlias = NDArray[np.float64]
@@ -243,8 +251,8 @@ def _divergence(seen: Histogram, affine: Affine) -> float:
 
 
 @dataclass
-class Effect:
-    """What changing a value does to the outputs of a network, to the first order, by the size of the value.
+class ValueSensitivity:
+    """Output sensitivity to a value: what changing it does to the outputs, to the first order, by the size of the value.
 
     `lows` and `highs` are edges of bins, `sums` `[n, bins]` the derivatives summed over the elements that lie in each, for
     each of `n` samples and a random direction of the outputs; `squares` `[bins]` their squares summed, averaged over the
@@ -262,7 +270,7 @@ class Effect:
     def cost(self, affine: Affine) -> float:
         """Return the share of the outputs' energy that storing the value with `affine` is expected to disturb.
 
-        What is cut off disturbs the same way everywhere, so its effects are added before they are squared; what is rounded
+        What is cut off disturbs the same way everywhere, so its errors are added before they are squared; what is rounded
         goes up and down at random, with a variance of a twelfth of the squared step. What is cut off in samples whose
         derivatives are not known disturbs at least as errors do that have nothing to do with each other (`floor`).
         """

@@ -53,7 +53,7 @@ def test_a_run_that_takes_the_ranges_of_another_observes_nothing_and_writes_the_
         raise AssertionError("nothing is to be observed")
 
     monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.observe_values", refuse)
-    monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.output_effects", refuse)
+    monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.value_sensitivity", refuse)
     optimize("second", "--ranges first.json", f"edges=integers {options}")
     assert ranges("second") == ranges("first")
     first, second = (load(Path(f"{name}.onnx")) for name in ("first", "second"))

@@ -14,8 +14,8 @@ from onnxcomp.numerics.affine import Affine, Grid, range_affine
 from onnxcomp.numerics.observers import (
     BINS,
     SHRINK,
-    Effect,
     Histogram,
+    ValueSensitivity,
     choose_range,
     expected_error,
     search_range,
@@ -223,7 +223,7 @@ def test_the_cost_of_a_range_is_what_a_linear_network_really_suffers() -> None:
             slopes = slopes * (values[row] != 0)
             sums.append(np.bincount(places[row], slopes, 256))
             squares += np.bincount(places[row], slopes**2, 256) / (8 * samples)
-    effect = Effect(lows[:-1], lows[1:], np.array(sums), squares)
+    effect = ValueSensitivity(lows[:-1], lows[1:], np.array(sums), squares)
     for high in (4.5, 2.2, 1.2, 0.6):
         affine = range_affine(0, high, Grid("uint8", bits=5))
         gap = affine.round_trip(values) - values

@@ -67,6 +67,40 @@ def test_a_scale_for_each_channel_needs_no_equalization_unless_it_is_asked_for()
     assert equalized(quantized(UNEVEN, InsertQdq(equalize="true"))[0])
 
 
+BLOCKED = net(
+    "(float[N,6,5,5] x) => (float[N,5,5,5] y)",
+    "float[8,6,1,1] a, float[8,8,1,1] b, float[5,8,1,1] c",
+    "h = Conv(x, a)  r = Relu(h)  i = Conv(r, b)  s = Sin(i)  y = Conv(s, c)",
+)
+
+
+def test_equalization_without_output_sensitivity_says_what_stops_the_gradients_and_what_decides_instead() -> (
+    None
+):
+    result, _ = quantized(parse_model(BLOCKED), InsertQdq(equalize="true"))
+    assert equalized(result)
+    (note,) = (note for note in result.notes if "balance of weights" in note)
+    assert "Sin" in note and "'h'" in note and "gradient" in note
+
+
+def test_ranges_without_output_sensitivity_name_the_operator_and_the_values() -> None:
+    result, _ = quantized(parse_model(BLOCKED), InsertQdq())
+    (note,) = (note for note in result.notes if "gradients stop" in note)
+    assert "Sin" in note and "'r'" in note and "least error of the values" in note
+
+
+def test_equalization_on_outputs_that_are_not_floats_says_that_weights_decide() -> None:
+    text = net(
+        "(float[N,6,5,5] x) => (int64[N,1,5,5] y)",
+        "float[8,6,1,1] a, float[5,8,1,1] b",
+        "h = Conv(x, a)  r = Relu(h)  i = Conv(r, b)  y = ArgMax<axis=1>(i)",
+    )
+    model = parse_model(text)
+    result = InsertQdq(equalize="true").run(model, context_for(model, noise(model, 32)))
+    assert equalized(result)
+    assert any("no output consists of floats" in n and "balance of weights" in n for n in result.notes)
+
+
 def test_where_nothing_can_be_equalized_or_split_a_note_says_so() -> None:
     text = net("(float[N,6,5,5] x) => (float[N,8,5,5] y)", "float[8,6,1,1] w", "y = Conv(x, w)")
     result, _ = quantized(parse_model(text), InsertQdq(equalize="true", split_outliers=0.1))

@@ -15,7 +15,7 @@ import numpy as np
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.analysis.padding import zero_pads
 from onnxcomp.analysis.signs import clip_bounds
-from onnxcomp.compiler.gradients.channel_sensitivity import Known, gather
+from onnxcomp.compiler.gradients.channel_sensitivity import ChannelSensitivity, channel_sensitivity
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.ir.graph import Node
@@ -77,7 +77,7 @@ def equalize_layers(
         )
         for node in nodes
     ]
-    known = gather(model, [linears[node] for node in nodes], shapes, context)
+    known = channel_sensitivity(model, [linears[node] for node in nodes], shapes, context, log)
     if known is None:
         factors = balanced(layers, between)
     else:
@@ -90,7 +90,7 @@ def equalize_layers(
             replace(
                 limits,
                 tops=_by_channel(known.tops[link.read.input], link.channels).max(1),
-                gain=_by_channel(known.felt[link.read.input], link.channels).sum(1),
+                gain=_by_channel(known.sensitivity[link.read.input], link.channels).sum(1),
                 levels=grid.high - (grid.middle if grid.symmetric else grid.low),
             )
             for link, limits in zip(found, between, strict=True)
@@ -138,18 +138,18 @@ def _by_channel(features: Array64, channels: int) -> Array64:
     return features.reshape(channels, -1)
 
 
-def _power(linear: LinearNode, layer: Layer, known: Known) -> Array64:
+def _power(linear: LinearNode, layer: Layer, known: ChannelSensitivity) -> Array64:
     """Return the variance that the weights of each channel multiply, `[g, c]`; of all together where they keep their scale."""
     groups, each = len(layer.sizes), 1 if layer.reads is None else layer.sizes.shape[2]
-    variance = known.varies[linear.input]
+    variance = known.variance[linear.input]
     kernel = linear.matrix().shape[2] * groups / len(variance)
     power: Array64 = variance.reshape(groups, each, -1).sum(2) * kernel
     return power
 
 
-def _gain(linear: LinearNode, known: Known) -> Array64:
+def _gain(linear: LinearNode, known: ChannelSensitivity) -> Array64:
     """Return what squared errors of each output of `linear` do to the outputs of the network, `[g, o]`."""
-    return known.felt[linear.output].reshape(linear.group, -1)
+    return known.sensitivity[linear.output].reshape(linear.group, -1)
 
 
 def links(model: Model, shapes: Shapes, left_alone: Container[str], log: PassLog) -> list[Link]:

@@ -7,7 +7,7 @@ without, on a few samples, and the results are compared on samples that neither 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -17,8 +17,10 @@ from onnxcomp.compiler.equalization.cross_layer import equalize_layers
 from onnxcomp.compiler.equalization.outlier_split import split_channels
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import Formats
-from onnxcomp.compiler.quantization.quantizer import Settings, carry_out, plan
+from onnxcomp.compiler.quantization.plan import Settings
+from onnxcomp.compiler.quantization.quantizer import apply_plan, plan
 from onnxcomp.ir.model import Model
+from onnxcomp.runtime.data.samples import Samples
 
 __all__ = ["Equalization", "channel_forms"]
 
@@ -33,8 +35,8 @@ MARGIN = 0.2
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """How a network is quantized to be judged, and the samples that judge it.
+class _Quantizing:
+    """How a network is quantized: `samples` of `context` calibrate it.
 
     NOTE: why the trial quantizes as the pass will, and not more quickly: ranges of least error of the values themselves
     turned the verdict around (EfficientNet-Lite0: 18.1 dB against 18.3, where the real ranges give 18.8 against 17.3).
@@ -43,7 +45,6 @@ class _Trial:
     formats: Formats
     settings: Settings
     context: Context
-    judge: Context
 
 
 def channel_forms(
@@ -74,7 +75,8 @@ def channel_forms(
     }
     shapes = context.shapes(model)
     if equalization != "false":
-        model = _equalized(model, equalization, shapes, alone, formats, settings, context, log)
+        how = _Quantizing(formats, settings, context)
+        model = _equalized(model, how, alone, log, always=equalization == "true")
     if split:
         levels = formats.weights.high - formats.weights.middle
         if not split_channels(model, split, levels, shapes, alone, log):
@@ -83,58 +85,50 @@ def channel_forms(
 
 
 def _equalized(
-    model: Model,
-    equalization: Equalization,
-    shapes: Mapping[str, tuple[int, ...]],
-    alone: Collection[str],
-    formats: Formats,
-    settings: Settings,
-    context: Context,
-    log: PassLog,
+    model: Model, how: _Quantizing, alone: Collection[str], log: PassLog, *, always: bool
 ) -> Model:
-    """Return `model` equalized where that can be done and is wanted, or `model` itself."""
-    changed, told = model.clone(), PassLog()
-    if not equalize_layers(changed, shapes, alone, formats, context, told):
-        if equalization == "true":
+    """Return `model` equalized where that can be done and, unless `always`, brings the outputs closer, or `model` itself."""
+    changed, done = model.clone(), PassLog()
+    shapes = how.context.shapes(model)
+    if not equalize_layers(changed, shapes, alone, how.formats, how.context, done):
+        if always:
             log.note(
                 "no channels are equalized: nowhere do two layers alone share channels that can be scaled"
             )
         return model
-    if equalization == "auto":
-        trial = _trial(formats, settings, context)
-        before, after = _closeness(model, model, trial), _closeness(model, changed, trial)
+    if not always:
+        trial, judge = _split(how)
+        before, after = (_closeness(model, each, trial, judge) for each in (model, changed))
         words = f"on held-back samples the quantized network comes to {after:.1f} dB with it and {before:.1f} without"
         if not after > before + MARGIN:
             log.note(f"channels are not equalized: {words}")
             return model
         log.note(f"channels are equalized: {words}")
-    log.changes.extend(told.changes)
-    for skip in told.skips:
+    log.changes.extend(done.changes)
+    for skip in done.skips:
         log.skip(skip.where, skip.reason)
+    for note in done.notes:
+        log.note(note)
     return changed
 
 
-def _trial(formats: Formats, settings: Settings, context: Context) -> _Trial:
-    samples = context.samples
+def _split(how: _Quantizing) -> tuple[_Quantizing, Samples]:
+    """Return `how` with a few samples to calibrate a trial with, and the samples that judge it."""
+    samples = how.context.samples
     few = min(TRIED, max(1, len(samples) // 2))
-    quiet = replace(context, progress=lambda what, done, total: None)
-    return _Trial(
-        formats,
-        settings,
-        replace(quiet, calibration=samples.take(few)),
-        replace(quiet, calibration=samples.after(few).take(TRIED)),
-    )
+    context = replace(how.context, calibration=samples.take(few), progress=lambda what, done, total: None)
+    return replace(how, context=context), samples.after(few).take(TRIED)
 
 
-def _closeness(original: Model, model: Model, trial: _Trial) -> float:
+def _closeness(original: Model, model: Model, trial: _Quantizing, judge: Samples) -> float:
     """Return how close `model` comes to `original` when it is quantized, in dB over all outputs of floats."""
     found = plan(model.clone(), trial.formats, trial.settings, trial.context, PassLog())
     if found is None:
         return math.inf
-    quantized = carry_out(found, trial.settings, trial.context, PassLog())
+    quantized = apply_plan(found, trial.settings, trial.context, PassLog())
     sessions = [trial.context.session(m) for m in (original, quantized)]
     sums: dict[str, list[float]] = {}
-    for feed in trial.judge.samples.batches(8):
+    for feed in judge.batches(8):
         first, second = (session.run(feed) for session in sessions)
         for name, value in first.items():
             if value.dtype.kind == "f" and value.shape == second[name].shape:

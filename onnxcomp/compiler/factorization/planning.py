@@ -77,7 +77,7 @@ class BudgetPlanner(Planner):
         self._goal = budget
         nodes = [place.node for place in problem.places.values()]
         self.outputs = (
-            output_weights(problem.original, nodes, problem.context, problem.shapes)
+            output_weights(problem.original, nodes, problem.context, problem.shapes, problem.log)
             if problem.settings.refits
             else {}
         )

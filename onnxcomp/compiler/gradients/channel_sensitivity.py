@@ -1,22 +1,27 @@
-"""What the channels of values do to the outputs of a network: how much they vary, how large they are, and how errors count."""
+"""Output sensitivity of the channels of values: how much they vary, how large they are, and how errors count."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from onnxcomp.analysis.linear import LinearNode
-from onnxcomp.compiler.gradients.reverse import PREFIX, Backward, backward
-from onnxcomp.compiler.passbase import Context
+from onnxcomp.compiler.gradients.backward_runs import (
+    BackwardBatch,
+    GradientError,
+    RunSettings,
+    note_stops,
+    open_runs,
+    own_size,
+)
+from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Array64, Shapes
-from onnxcomp.runtime.inputs import PIECE_LIMIT
-from onnxcomp.runtime.session import SessionError
 
-__all__ = ["Known", "gather"]
+__all__ = ["ChannelSensitivity", "channel_sensitivity"]
 
 
 SAMPLES = 32
@@ -25,85 +30,76 @@ SAMPLES = 32
 BATCH_BYTES = 96 * 2**20
 """Aim of values and derivatives held at once."""
 
+FALLBACK = "channels are equalized by the balance of weights instead"
+"""What happens where the sensitivity of some channels is unknown."""
+
+WORK = "output sensitivity of channels"
+"""What is done, in words."""
+
 
 @dataclass
-class Known:
+class ChannelSensitivity:
     """What is known of values by name, channel by channel `[c]` (axis 1, or the last of two).
 
-    `varies` is the variance, `tops` the largest magnitude, `felt` what squared errors of all elements of the channel do to
-    the outputs, as a share of the energy of these.
+    `variance` is that of its elements, `tops` the largest magnitude, `sensitivity` what squared errors of all elements of
+    the channel do to the outputs, as a share of the energy of these.
     """
 
-    varies: dict[str, Array64] = field(default_factory=dict)
+    variance: dict[str, Array64] = field(default_factory=dict)
     tops: dict[str, Array64] = field(default_factory=dict)
-    felt: dict[str, Array64] = field(default_factory=dict)
+    sensitivity: dict[str, Array64] = field(default_factory=dict)
 
 
-def gather(model: Model, linears: Sequence[LinearNode], shapes: Shapes, context: Context) -> Known | None:
-    """Return what is known of inputs and outputs of `linears`, None where anything of it is not."""
-    samples = context.calibration
-    outputs = [v.name for v in model.graph.outputs if v.name in shapes and v.dtype == np.float32]
-    if samples is None or not outputs or model.weight_bytes > PIECE_LIMIT:
-        return None
+def channel_sensitivity(
+    model: Model, linears: Sequence[LinearNode], shapes: Shapes, context: Context, log: PassLog
+) -> ChannelSensitivity | None:
+    """Return what is known of inputs and outputs of `linears`; None where it is not known of all, with a note in `log`."""
     names = list(dict.fromkeys(name for linear in linears for name in (linear.input, linear.output)))
-    back = backward(model, names, outputs, shapes)
-    if set(back.values) != set(names):
-        return None
-    held = sum(8 * math.prod(shapes.get(name, (1,))) for name in names)
-    batch = int(max(1, min(16, BATCH_BYTES // max(1, held))))
-    try:
-        return _run(model, back, outputs, batch, context)
-    except SessionError:
-        # A graph that cannot run back (a fixed size, an operator at an odd version) is one of which nothing is known.
-        return None
-
-
-def _run(model: Model, back: Backward, outputs: Sequence[str], batch: int, context: Context) -> Known:
-    plain = context.session(model)
-    session = context.session(back.model)
+    settings = RunSettings(
+        own_size, lambda held: SAMPLES, BATCH_BYTES, batch=16, least=1, unsaturated=False, what=WORK
+    )
     sums: dict[str, Array64] = {}
-    known = Known()
-    done, total = 0, min(SAMPLES, len(context.samples))
-    for feed in context.samples.take(SAMPLES).batches(batch):
-        found = plain.run(feed, outputs)
-        seeds = {
-            f"{PREFIX}seed.{k}": _direction(context.seed, done, k, found[name])
-            for k, name in enumerate(outputs)
-        }
-        got = session.run({**feed, **seeds})
-        for number, name in enumerate(back.values):
-            _add(known, sums, name, got[f"{PREFIX}value.{number}"], got[f"{PREFIX}grad.{number}"])
-        done += len(next(iter(feed.values())))
-        context.progress("effects of channels", done, total)
+    known = ChannelSensitivity()
+    done = 0
+    try:
+        runs = open_runs(model, names, shapes, context, settings)
+        note_stops(runs.back, FALLBACK, log)
+        if set(runs.values) != set(names):
+            missing = [name for name in names if name not in (*runs.values, *runs.back.blocked)]
+            if missing:
+                log.note(f"no output depends on {missing[0]!r} by a gradient; {FALLBACK}")
+            return None
+        for count, _ in runs.run(partial(_add_all, known, sums, names)):
+            done += count
+    except GradientError as problem:
+        log.note(f"output sensitivity of channels is unknown ({problem}): {FALLBACK}")
+        return None
     for name, moments in sums.items():
         mean, square = moments[1] / moments[0], moments[2] / moments[0]
-        known.varies[name] = np.maximum(square - np.square(mean), 0)
-        known.felt[name] = known.felt[name] / max(1, done)
+        known.variance[name] = np.maximum(square - np.square(mean), 0)
+        known.sensitivity[name] = known.sensitivity[name] / max(1, done)
     return known
 
 
-def _direction(seed: int, first: int, output: int, values: Array) -> Array:
-    """Return random numbers in the shape of `values`, in units of the size of each sample's."""
-    rows = []
-    for number, row in enumerate(values):
-        size = max(float(np.linalg.norm(row.astype(np.float64))), 1e-30)
-        draw = np.random.default_rng([seed, first + number, output])
-        rows.append(draw.standard_normal(row.shape, np.float32) / np.float32(size))
-    return np.array(rows, np.float32).reshape(values.shape)
+def _add_all(
+    known: ChannelSensitivity, sums: dict[str, Array64], names: Sequence[str], batch: BackwardBatch
+) -> None:
+    for number, name in enumerate(names):
+        _add(known, sums, name, batch.value(number), batch.gradient(number))
 
 
-def _add(known: Known, sums: dict[str, Array64], name: str, value: Array, grad: Array) -> None:
+def _add(known: ChannelSensitivity, sums: dict[str, Array64], name: str, value: Array, grad: Array) -> None:
     """Take in a batch of one value `[n, c, ...]` and its derivatives."""
     axes = tuple(axis for axis in range(value.ndim) if axis != 1)
     count = np.full(value.shape[1], value.size / value.shape[1])
     moments = np.stack(
         [count, value.sum(axes, dtype=np.float64), np.square(value, dtype=np.float64).sum(axes)]
     )
-    felt = np.square(grad, dtype=np.float64).sum(axes)
+    squares = np.square(grad, dtype=np.float64).sum(axes)
     top = np.abs(value).max(axes).astype(np.float64)
     if name in sums:
         sums[name] += moments
-        known.felt[name] += felt
+        known.sensitivity[name] += squares
         known.tops[name] = np.maximum(known.tops[name], top)
     else:
-        sums[name], known.felt[name], known.tops[name] = moments, felt, top
+        sums[name], known.sensitivity[name], known.tops[name] = moments, squares, top

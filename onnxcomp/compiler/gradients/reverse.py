@@ -6,7 +6,7 @@ lets nothing through and is named; what lies before it is then not told of what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxcomp.compiler.gradients.rules import RULES
 from onnxcomp.compiler.gradients.tape import PREFIX, Tape
 from onnxcomp.ir.graph import Graph, Node, Value, Variable
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.ops import SIZES
 from onnxcomp.numerics.arrays import Shapes
 
 __all__ = ["PREFIX", "Adjoint", "Backward", "adjoint", "backward"]
@@ -70,12 +71,13 @@ class Backward:
         model: takes the inputs of the original and, for output number k, the direction `seed.k` with the output's shape;
             gives `value.i` and `grad.i` for value number i. All these names begin with `PREFIX`.
         values: names of the values that the outputs depend on in a way that is known, in order.
-        stopped: names of nodes without a rule, which let no derivative through.
+        blocked: for wanted values in front of nodes without a rule, which let no derivative through: the operator and
+            name of the first such nodes behind them. Such a value is among `values` where other paths lead to the outputs.
     """
 
     model: Model
     values: tuple[str, ...]
-    stopped: tuple[str, ...]
+    blocked: Mapping[str, tuple[str, ...]]
 
 
 def backward(model: Model, wanted: Sequence[str], outputs: Sequence[str], shapes: Shapes) -> Backward:
@@ -97,13 +99,33 @@ def backward(model: Model, wanted: Sequence[str], outputs: Sequence[str], shapes
         seed = Variable(f"{PREFIX}seed.{number}", np.dtype(np.float32), sizes)
         model.graph.inputs.append(seed)
         tape.give(values[name], seed)
-    stopped = [node.name for node in reversed(forward) if not _reverse(tape, node)]
+    stopped = {node for node in reversed(forward) if not _reverse(tape, node)}
+    blocked = _stops_behind(forward, stopped, tape.alive)
     reached = [name for name in wanted if values.get(name) in tape.grads]
     for number, name in enumerate(reached):
         tape.output(values[name], f"{PREFIX}value.{number}")
         tape.output(tape.grads[values[name]], f"{PREFIX}grad.{number}")
     _sweep(model.graph)
-    return Backward(model, tuple(reached), tuple(stopped))
+    known = {name: blocked[values[name]] for name in wanted if values.get(name) in blocked}
+    return Backward(model, tuple(reached), known)
+
+
+def _stops_behind(
+    forward: Sequence[Node], stopped: Container[Node], alive: Container[Value]
+) -> dict[Value, tuple[str, ...]]:
+    """Return the first nodes among `stopped` behind each value, as operator and name; values without any are absent."""
+    found: dict[Value, dict[str, None]] = {}
+    for node in reversed(forward):
+        behind = (
+            {f"{node.op} {node.name!r}": None}
+            if node in stopped
+            else {stop: None for value in node.outputs for stop in found.get(value, ())}
+        )
+        for value in node.inputs:
+            # Of sizes nothing has a derivative anyway.
+            if behind and value in alive and not node.is_op(*SIZES):
+                found.setdefault(value, {}).update(behind)
+    return {value: tuple(stops) for value, stops in found.items()}
 
 
 def _watch(tape: Tape, number: int, value: Value) -> None:

@@ -25,7 +25,8 @@ from onnxcomp.compiler.mixed_precision.sites import melted, places
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import WIDE, WIDE_OPSET, Formats
 from onnxcomp.compiler.quantization.placement import CALL, PER_ELEMENT, PER_MAC
-from onnxcomp.compiler.quantization.quantizer import Plan, Settings, carry_out, plan, replan
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
+from onnxcomp.compiler.quantization.quantizer import apply_plan, plan, replan
 from onnxcomp.compiler.target.facts import Target
 from onnxcomp.errors import PreconditionError
 from onnxcomp.ir.convert import convert_opset
@@ -124,7 +125,7 @@ def _not_even_float(bounds: Bounds, floats: Sequence[Reached]) -> str:
 
 
 # --- what each place does alone, and what it saves -----------------------------------------------------------------
-def measured_harm(found: Plan, settings: Settings, context: Context) -> list[Harmed]:
+def measured_harm(found: QuantizationPlan, settings: Settings, context: Context) -> list[Harmed]:
     """Return the places of a plan with what each alone does to the outputs, in the order of the graph.
 
     Harm is the distance of `divergence.Reference`. What is expected to hardly matter is not measured.
@@ -156,7 +157,7 @@ class Saving:
     share: float
 
 
-def savings(found: Plan) -> dict[str, Saving]:
+def savings(found: QuantizationPlan) -> dict[str, Saving]:
     """Return what each node in integers saves; `share` is the mean of its shares of all bits and of all time saved."""
     nodes = [node for node in found.model.graph.nodes if node.name in set(found.placement.nodes)]
     weighted = {site.node for site in found.placement.weights}
@@ -176,7 +177,7 @@ def savings(found: Plan) -> dict[str, Saving]:
     }
 
 
-def _widths(found: Plan) -> dict[str, float]:
+def _widths(found: QuantizationPlan) -> dict[str, float]:
     """Return what storing each scale's values in 16 bits costs: the share of all that is stored and of what reads it."""
     known = found.model.graph.values()
     inside = set(found.placement.nodes)
@@ -196,7 +197,7 @@ class _Tried:
     """The network quantized with the first `steps` of a ladder spared, and what it reaches."""
 
     steps: int
-    plan: Plan
+    plan: QuantizationPlan
     model: Model
     log: PassLog
     reached: tuple[Reached, ...]
@@ -219,7 +220,7 @@ class _Search:
 
     def __init__(
         self,
-        found: Plan,
+        found: QuantizationPlan,
         keep: Keep,
         steps: Sequence[Step],
         settings: Settings,
@@ -252,7 +253,7 @@ class _Search:
         log = PassLog()
         model = planned.model
         if planned.placement.nodes:
-            model = carry_out(planned, self._settings, self.context, log)
+            model = apply_plan(planned, self._settings, self.context, log)
         return _Tried(number, planned, model, log, tuple(self.judge.reached(model)))
 
     def spared(self, number: int) -> frozenset[str]:
@@ -283,7 +284,7 @@ class _Search:
         return next((n for n, s in enumerate(self.steps, 1) if s.left <= ratio * whole), len(self.steps))
 
 
-def _reasons(found: Plan, spared: frozenset[str], target: Target) -> dict[str, str]:
+def _reasons(found: QuantizationPlan, spared: frozenset[str], target: Target) -> dict[str, str]:
     """Return the nodes that stay float with the reason; the activation behind one stays with it."""
     reason = "precision=mixed spares it: in integers it does harm"
     followers = [name for head, name in melted(found.model, target).items() if head in spared]

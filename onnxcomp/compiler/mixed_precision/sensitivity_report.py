@@ -12,7 +12,7 @@ from onnxcomp.compiler.evaluation.trials import Judging, run_trials
 from onnxcomp.compiler.mixed_precision.site_trials import place_trial
 from onnxcomp.compiler.mixed_precision.sites import Place, places
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.quantization.quantizer import Plan
+from onnxcomp.compiler.quantization.plan import QuantizationPlan
 from onnxcomp.ir.model import Model
 
 __all__ = ["exclude_words", "tell_harm"]
@@ -39,7 +39,7 @@ RANKED = 20
 """Places that the report ranks."""
 
 
-def tell_harm(found: Plan, context: Context, log: PassLog, *, corrected: bool = True) -> None:
+def tell_harm(found: QuantizationPlan, context: Context, log: PassLog, *, corrected: bool = True) -> None:
     """Rank the places of a plan in the report, and say how to spare what stands out: the `--exclude` to paste.
 
     Where something stands out, it and whatever comes next, or of which nothing is known, is measured and ranked anew.
@@ -69,7 +69,7 @@ def tell_harm(found: Plan, context: Context, log: PassLog, *, corrected: bool = 
     _tell_concats(found, context, log)
 
 
-def _measured(found: Plan, asked: Sequence[Place], context: Context) -> dict[Place, float]:
+def _measured(found: QuantizationPlan, asked: Sequence[Place], context: Context) -> dict[Place, float]:
     """Return the distance of the outputs (see `divergence.Reference`) with each place alone in integers."""
     trials = [place_trial(found, place) for place in asked]
     verdicts, _ = run_trials(found.model, trials, None, context, "measuring harm", Judging(JUDGED))
@@ -93,7 +93,7 @@ def _words(place: Place) -> str:
     return f"the weight of {place.name!r}" if place.kind == "weight" else repr(place.name)
 
 
-def _tell_concats(found: Plan, context: Context, log: PassLog) -> None:
+def _tell_concats(found: QuantizationPlan, context: Context, log: PassLog) -> None:
     """Name the Concats whose inputs' ranges differ widely: one scale fits only the largest."""
     for node in found.model.graph.nodes:
         if not node.is_op("Concat") or node.output.name not in found.placement.values:
@@ -110,9 +110,9 @@ def _tell_concats(found: Plan, context: Context, log: PassLog) -> None:
         )
 
 
-def _reach(found: Plan, name: str) -> float:
+def _reach(found: QuantizationPlan, name: str) -> float:
     """Return the largest magnitude of a value, 0 where it was not looked at."""
-    seen = found.seen.get(name)
+    seen = found.observed.seen.get(name)
     return 0.0 if seen is None or not seen.count else max(abs(seen.low), abs(seen.high))
 
 

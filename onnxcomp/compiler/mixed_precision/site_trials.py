@@ -10,8 +10,8 @@ import numpy as np
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.evaluation.trials import Trial
 from onnxcomp.compiler.mixed_precision.sites import Place
+from onnxcomp.compiler.quantization.plan import QuantizationPlan
 from onnxcomp.compiler.quantization.qdq import quantize_values
-from onnxcomp.compiler.quantization.quantizer import Plan
 from onnxcomp.compiler.quantization.weight_rounding import weight_affine
 from onnxcomp.ir.graph import Constant, Node, Variable
 from onnxcomp.ir.model import Model
@@ -20,7 +20,7 @@ from onnxcomp.numerics.affine import Affine
 __all__ = ["node_trial", "place_trial"]
 
 
-def place_trial(found: Plan, place: Place) -> Trial:
+def place_trial(found: QuantizationPlan, place: Place) -> Trial:
     """Return the trial of the model of a plan with nothing but `place` in integers.
 
     Weights are rounded to the nearest: what propagated errors and biases make good is not known before the others are
@@ -32,7 +32,7 @@ def place_trial(found: Plan, place: Place) -> Trial:
     return Trial(_first_user(found.model, affines), partial(_with_values, found, affines))
 
 
-def node_trial(found: Plan, node: Node) -> Trial:
+def node_trial(found: QuantizationPlan, node: Node) -> Trial:
     """Return the trial of the model of a plan with nothing but `node` in integers: what it reads, and its weight."""
     return Trial(node.name, partial(_with_node, found, node.name))
 
@@ -46,19 +46,19 @@ def _first_user(model: Model, affines: Mapping[str, Affine]) -> str | None:
     return None
 
 
-def _with_values(found: Plan, affines: Mapping[str, Affine]) -> Model:
+def _with_values(found: QuantizationPlan, affines: Mapping[str, Affine]) -> Model:
     result = found.model.clone()
     quantize_values(result, affines, set(found.placement.nodes))
     return result
 
 
-def _with_weight(found: Plan, name: str) -> Model:
+def _with_weight(found: QuantizationPlan, name: str) -> Model:
     result = found.model.clone()
     _round(found, result, next(node for node in result.graph.nodes if node.name == name))
     return result
 
 
-def _round(found: Plan, model: Model, node: Node) -> None:
+def _round(found: QuantizationPlan, model: Model, node: Node) -> None:
     """Round the stored weight of `node` of `model`, in place."""
     linear = linear_node(node)
     assert linear is not None, f"{node.name} has no stored weight"
@@ -69,7 +69,7 @@ def _round(found: Plan, model: Model, node: Node) -> None:
     linear.install(model, rounded.reshape(matrix.shape).astype(np.float64), None, "rounded")
 
 
-def _with_node(found: Plan, name: str) -> Model:
+def _with_node(found: QuantizationPlan, name: str) -> Model:
     """Return a clone of the model in which `name` reads stored values; other readers of them go on with floats."""
     model = found.model.clone()
     graph = model.graph

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxcomp.analysis.linear import linear_node
 from onnxcomp.compiler.quantization.placement import WeightSite, absorbed_by
-from onnxcomp.compiler.quantization.quantizer import Plan
+from onnxcomp.compiler.quantization.plan import QuantizationPlan
 from onnxcomp.compiler.quantization.weight_rounding import weight_affine
 from onnxcomp.compiler.target.facts import Target
 from onnxcomp.ir.graph import Node, Variable
@@ -42,7 +42,7 @@ class Place:
     expected: float | None
 
 
-def places(found: Plan, target: Target, *, corrected: bool = True) -> list[Place]:
+def places(found: QuantizationPlan, target: Target, *, corrected: bool = True) -> list[Place]:
     """Return the places of a plan in the order of the graph; with `corrected` biases take up what a mean moves."""
     order = {node.name: number for number, node in enumerate(found.model.graph.nodes)}
     known = found.model.graph.values()
@@ -58,7 +58,7 @@ def places(found: Plan, target: Target, *, corrected: bool = True) -> list[Place
     return sorted(made, key=lambda place: min((order[n] for n in place.nodes), default=0))
 
 
-def _causes(found: Plan, value: Any, target: Target) -> list[str]:
+def _causes(found: QuantizationPlan, value: Any, target: Target) -> list[str]:
     """Return the nodes computed in integers because of which `value` is stored."""
     inside = set(found.placement.nodes)
     causes = [
@@ -93,14 +93,14 @@ def melted(model: Model, target: Target) -> dict[str, str]:
 
 
 def _expected_weight(
-    found: Plan, node: Node, site: WeightSite, target: Target, corrected: bool
+    found: QuantizationPlan, node: Node, site: WeightSite, target: Target, corrected: bool
 ) -> float | None:
     """Return what rounding a weight to the nearest is expected to disturb, for inputs that are alike and independent."""
     linear = linear_node(node)
     assert linear is not None, site.node
     follower = absorbed_by(found.model, node, target)
-    effect = found.effects.get((follower or node).output.name)
-    seen = found.seen.get(linear.input)
+    effect = found.observed.sensitivity.get((follower or node).output.name)
+    seen = found.observed.seen.get(linear.input)
     if effect is None or seen is None:
         return None
     matrix = linear.matrix()

@@ -15,7 +15,8 @@ from onnxcomp.compiler.mixed_precision.site_trials import node_trial
 from onnxcomp.compiler.mixed_precision.sites import melted
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import formats
-from onnxcomp.compiler.quantization.quantizer import Plan, Settings, plan
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
+from onnxcomp.compiler.quantization.quantizer import plan
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
@@ -66,13 +67,13 @@ class QuantizeNodes(Technique):
         ]
 
 
-def _changes(found: Plan, node: Node) -> bool:
+def _changes(found: QuantizationPlan, node: Node) -> bool:
     """Return whether anything that `node` reads is stored."""
     weighted = any(site.node == node.name for site in found.placement.weights)
     return weighted or any(v.name in found.chosen.affines for v in node.inputs)
 
 
-def _candidate(found: Plan, node: Node) -> Candidate:
+def _candidate(found: QuantizationPlan, node: Node) -> Candidate:
     weighted = any(site.node == node.name for site in found.placement.weights)
     linear = linear_node(node) if weighted else None
     grid = found.formats.weights if linear is not None else found.formats.activations

@@ -10,10 +10,10 @@ import numpy as np
 
 from onnxcomp.analysis.linear import LinearNode, linear_node
 from onnxcomp.compiler.passbase import Context, PassLog
-from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.compiler.quantization.placement import Placement
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
 from onnxcomp.compiler.quantization.qdq import Stored, quantize_values, store_constant
-from onnxcomp.compiler.quantization.weight_rounding import Rounder, Rounding, plain_weight
+from onnxcomp.compiler.quantization.weight_rounding import Rounder, plain_weight
 from onnxcomp.compiler.repair.refit import Site, too_wide
 from onnxcomp.compiler.repair.walk import Walk, WalkSettings
 from onnxcomp.ir.graph import Node
@@ -25,7 +25,7 @@ __all__ = ["round_weights"]
 
 
 POSITIONS = 64
-"""Positions of each sample that rounding looks at: it needs the correlations of inputs, not their last digit."""
+"""Positions of each sample that rounding takes in: it needs the correlations of inputs, not their last digit."""
 
 WALKED_BYTES = 1 << 30
 """Aim of all stored values of the samples that rounding walks over: more samples change nothing that can be measured
@@ -39,22 +39,13 @@ MOST_BIAS = 2.0**29
 
 
 def round_weights(
-    model: Model,
-    placement: Placement,
-    affines: Mapping[str, Affine],
-    formats: Formats,
-    context: Context,
-    shapes: Mapping[str, tuple[int, ...]],
-    log: PassLog,
-    *,
-    rounding: Rounding = "gptq",
-    correct: bool = True,
+    plan: QuantizationPlan, settings: Settings, context: Context, log: PassLog
 ) -> tuple[Model, dict[str, float]]:
-    """Return `model` in integers, and what each rounded node misses of its output, as a share of the variance.
+    """Return the model of `plan` in integers, and what each rounded node misses of its output, as a share of the variance.
 
-    `affines` are the scales of the values of `placement`. `model` computes what it did, but the factors of its Gemms are
-    put into their weights and biases.
+    The model computes what it did, but the factors of its Gemms are put into their weights and biases.
     """
+    model, placement, formats, affines = plan.model, plan.placement, plan.formats, plan.chosen.affines
     _settle_factors(model)
     result = model.clone()
     outputs = context.target.outputs_quantized
@@ -65,26 +56,15 @@ def round_weights(
     floors = {site.node: _least_scales(model, site.node, affines) for site in placement.weights}
     grids = {site.node: formats.weights for site in placement.weights}
     rounder = Rounder(
-        grids, dict.fromkeys(grids, formats.per_channel), floors, rounding=rounding, correct=correct
+        grids,
+        dict.fromkeys(grids, formats.per_channel),
+        floors,
+        rounding=settings.rounding,
+        correct=settings.correct,
     )
     errors: dict[str, float] = {}
-    if rounding == "gptq" or correct:
-        sites = [
-            Site(site.node, np.arange(site.count))
-            for site in placement.weights
-            if _can_be_walked(nodes[site.node], log)
-        ]
-        # Of a branch with both signs, a range may cut off what a Relu behind the addition cuts off anyway: that is no
-        # loss to make up for.
-        settings = WalkSettings(
-            rounds=0,
-            positions=POSITIONS,
-            corrects=lambda name: name not in affines or affines[name].bounds()[0] >= 0,
-        )
-        found = Walk(model, result, _fewer(context, placement, shapes), settings).visit(
-            sites, rounder, "rounding weights"
-        )
-        errors = {site.name: missed for site, missed in found}
+    if rounder.walks:
+        errors = _walked(plan, result, rounder, context, log)
     for site in placement.weights:
         linear = _linear(nodes[site.node])
         stored = rounder.stored.get(site.node) or plain_weight(
@@ -96,6 +76,29 @@ def round_weights(
             _store_bias(result, linear, stored.affine, affines[_input_of(model, site.node)], log)
         store_constant(result, linear.node, site.index, stored)
     return result, errors
+
+
+def _walked(
+    plan: QuantizationPlan, result: Model, rounder: Rounder, context: Context, log: PassLog
+) -> dict[str, float]:
+    """Round the weights of `result` by `rounder` on the walk; return what each node misses of its output."""
+    affines = plan.chosen.affines
+    nodes = {node.name: node for node in result.graph.nodes}
+    sites = [
+        Site(site.node, np.arange(site.count))
+        for site in plan.placement.weights
+        if _can_be_walked(nodes[site.node], log)
+    ]
+    # Of a branch with both signs, a range may cut off what a Relu behind the addition cuts off anyway: that is no
+    # loss to make up for.
+    how = WalkSettings(
+        rounds=0,
+        positions=POSITIONS,
+        corrects=lambda name: name not in affines or affines[name].bounds()[0] >= 0,
+    )
+    walk = Walk(plan.model, result, _fewer(context, plan.placement, plan.shapes), how)
+    found = walk.visit(sites, rounder, "rounding weights")
+    return {site.name: missed for site, missed in found}
 
 
 def _fewer(context: Context, placement: Placement, shapes: Mapping[str, tuple[int, ...]]) -> Context:

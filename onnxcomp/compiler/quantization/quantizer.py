@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from onnxcomp.analysis.cost import node_macs
 from onnxcomp.analysis.linear import linear_node
-from onnxcomp.compiler.gradients.value_sensitivity import LEAST, output_effects
+from onnxcomp.compiler.gradients.value_sensitivity import value_sensitivity
 from onnxcomp.compiler.integer_rewrites.embedding_tables import store_tables, tables
 from onnxcomp.compiler.integer_rewrites.float_reasons import stored_floats
 from onnxcomp.compiler.integer_rewrites.operators import integer_forms
@@ -22,18 +22,16 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.convert import round_weights
 from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.compiler.quantization.placement import Placement, place
-from onnxcomp.compiler.quantization.ranges import Chosen, RangeObserver, choose_ranges, tried_out
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
+from onnxcomp.compiler.quantization.ranges import Chosen, HistogramRange, Observed, choose_ranges, tried_out
 from onnxcomp.compiler.quantization.shared_scales import tie_additions
-from onnxcomp.compiler.quantization.weight_rounding import Rounding
 from onnxcomp.compiler.target.facts import Target
-from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Shapes
-from onnxcomp.numerics.observers import Effect, Histogram
 from onnxcomp.runtime.range_files import check_ranges
 from onnxcomp.runtime.ranges import observe_values
 
-__all__ = ["Plan", "Settings", "carry_out", "plan", "replan"]
+__all__ = ["apply_plan", "plan", "replan"]
 
 
 EDGE_COST = 0.2
@@ -47,51 +45,12 @@ EDGE_WIDENS = 8
 onnxruntime 1.31 beside the same network all in integers: ResNet-20 (5.3 times) 0.985, VGG-9 (10.7 times) 1.12."""
 
 TRIED_INPUTS = 8
-"""Samples of the graph inputs that are looked at for a grid on which they lie."""
+"""Samples of the graph inputs that are searched for a grid on which they lie."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to quantize; see the options of the pass `insert-qdq`.
-
-    `only` says why a node is not among those to quantize, None where it is. Without `rewrite` the model stays as it is where
-    no integers compute it.
-    """
-
-    observer: RangeObserver = "output"
-    percentile: float = 99.999
-    rounding: Rounding = "gptq"
-    correct: bool = True
-    edges: Literal["auto", "integers"] = "auto"
-    only: Callable[[Node], str | None] = lambda node: None
-    given: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    tied: bool = True
-    rewrite: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to become integers, on which scales, and what was found out on the way.
-
-    `model` is the float model that it is about; `shapes` are those for one sample, `seen` and `effects` what is known of the
-    values, `kept` why nodes stay float, `seconds` how long looking at the values took, `observer` what
-    chose the ranges where it is not that of the settings.
-    """
-
-    model: Model
-    formats: Formats
-    placement: Placement
-    chosen: Chosen
-    shapes: Shapes
-    seen: Mapping[str, Histogram]
-    effects: Mapping[str, Effect]
-    inputs: Mapping[str, Array]
-    kept: Mapping[str, str]
-    seconds: float
-    observer: RangeObserver | None = None
-
-
-def plan(model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog) -> Plan | None:
+def plan(
+    model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog
+) -> QuantizationPlan | None:
     """Return the plan for `model`, which is rewritten into forms that can be computed in integers; None for nothing to do."""
     excluded = {n.name for n in model.graph.nodes if context.is_excluded(model, n.name)}
     kept = dict.fromkeys(excluded, "it is excluded")
@@ -106,105 +65,102 @@ def plan(model: Model, formats: Formats, settings: Settings, context: Context, l
     check_ranges(model, settings.given)
     placement = place(model, context.target, shapes, lambda node: kept.get(node.name))
     if not placement.nodes:
-        _tell_float(model, placement, kept, context, log)
+        _report_float(model, placement, kept, context, log)
         return None
     start = time.perf_counter()
-    seen, effects = _look(model, placement, settings, context, shapes)
+    findings = PassLog()
     names = {v.name for v in model.graph.inputs} & placement.values.keys()
-    inputs = _some_inputs(context, names)
-    chosen = _choose(model, placement, formats, seen, effects, inputs, settings, context.target)
-    first = Plan(model, formats, placement, chosen, shapes, seen, effects, inputs, kept, 0.0)
+    observed = _observe(model, placement, settings, context, findings)
+    observed = replace(observed, inputs=_some_inputs(context, names))
+    chosen = _choose(model, placement, formats, observed, settings, context.target)
+    notes = tuple(findings.notes)
+    first = QuantizationPlan(model, formats, placement, chosen, shapes, observed, kept, settings.rule, notes)
     if settings.edges == "auto":
         found = _edges(model, placement, chosen, shapes)
         first = replan(first, settings, context, kept=found) if found else first
-    if settings.observer == "output" and first.placement.values:
+    if settings.rule.weighs_outputs and first.placement.values:
         first = _tried(first, settings, context, log)
+    for note in first.notes:
+        log.note(note)
     return replace(first, seconds=time.perf_counter() - start)
 
 
-def _tried(found: Plan, settings: Settings, context: Context, log: PassLog) -> Plan:
+def _tried(found: QuantizationPlan, settings: Settings, context: Context, log: PassLog) -> QuantizationPlan:
     """Return `found`, with the ranges of least error of the values themselves where those turn out much better."""
-    plain = replace(settings, observer="mse")
+    rule = HistogramRange("mse")
     other = _choose(
         found.model,
         found.placement,
         found.formats,
-        found.seen,
-        found.effects,
-        found.inputs,
-        plain,
+        found.observed,
+        replace(settings, rule=rule),
         context.target,
     )
     chosen, first, second = tried_out(found.model, found.chosen, other, context, set(found.placement.nodes))
     if chosen is other:
         log.note(
-            f"ranges by their effect on the outputs leave {first:.1f} dB, by the error of the values alone {second:.1f} dB; "
-            "the latter were taken"
+            f"ranges by output sensitivity leave {first:.1f} dB, by the error of the values alone {second:.1f} dB "
+            "(chosen)"
         )
-        return replace(found, chosen=other, observer="mse")
+        return replace(found, chosen=other, rule=rule)
     return found
 
 
 def replan(
-    found: Plan,
+    found: QuantizationPlan,
     settings: Settings,
     context: Context,
     *,
     kept: Mapping[str, str] | None = None,
     formats: Formats | None = None,
-) -> Plan:
+) -> QuantizationPlan:
     """Return the plan `found` with more nodes `kept` in float, by name with the reason, and with other `formats`."""
     everything = {**found.kept, **(kept or {})}
     placement = place(found.model, context.target, found.shapes, lambda node: everything.get(node.name))
     formats = formats or found.formats
-    seen, effects = found.seen, found.effects
-    unseen = placement.values.keys() - seen.keys() - settings.given.keys()
+    observed, notes = found.observed, found.notes
+    unseen = placement.values.keys() - observed.seen.keys() - settings.given.keys()
     if unseen:
         # What floats now make at the border was inside before.
-        more = _look(found.model, placement, settings, context, found.shapes)
-        seen, effects = {**more[0], **seen}, {**more[1], **effects}
-    if found.observer is not None:
-        settings = replace(settings, observer=found.observer)
-    chosen = _choose(found.model, placement, formats, seen, effects, found.inputs, settings, context.target)
+        findings = PassLog()
+        more = _observe(found.model, placement, settings, context, findings)
+        observed = replace(
+            observed,
+            seen={**more.seen, **observed.seen},
+            sensitivity={**more.sensitivity, **observed.sensitivity},
+        )
+        notes = tuple(dict.fromkeys([*notes, *findings.notes]))
+    settings = replace(settings, rule=found.rule)
+    chosen = _choose(found.model, placement, formats, observed, settings, context.target)
     return replace(
         found,
         formats=formats,
         placement=placement,
         chosen=chosen,
-        seen=seen,
-        effects=effects,
+        observed=observed,
         kept=everything,
+        notes=notes,
     )
 
 
-def carry_out(found: Plan, settings: Settings, context: Context, log: PassLog) -> Model:
-    """Return the model of `found` with its weights rounded and its pairs inserted, and tell what was done."""
-    model, errors = round_weights(
-        found.model,
-        found.placement,
-        found.chosen.affines,
-        found.formats,
-        context,
-        found.shapes,
-        log,
-        rounding=settings.rounding,
-        correct=settings.correct,
-    )
-    _tell(found, errors, settings.observer, log)
-    _tell_float(found.model, found.placement, found.kept, context, log)
+def apply_plan(found: QuantizationPlan, settings: Settings, context: Context, log: PassLog) -> Model:
+    """Return the model of `found` with its weights rounded and its pairs inserted; what was applied is in `log`."""
+    model, errors = round_weights(found, settings, context, log)
+    _report(found, errors, log)
+    _report_float(found.model, found.placement, found.kept, context, log)
     store_tables(model, tables(model, context.target, found.kept), found.formats.weights, log)
     return model
 
 
-def _look(
-    model: Model, placement: Placement, settings: Settings, context: Context, shapes: Shapes
-) -> tuple[Mapping[str, Histogram], Mapping[str, Effect]]:
-    """Return histograms of the values to be stored, and their effects on the outputs where those are asked for."""
+def _observe(
+    model: Model, placement: Placement, settings: Settings, context: Context, log: PassLog
+) -> Observed:
+    """Return histograms of the values to be stored, and the output sensitivity to them where the rule asks for it."""
     samples = context.samples
     names = [name for name in placement.values if name not in settings.given]
     if not names:
-        return {}, {}
-    total = len(samples)
+        return Observed()
+    total, shapes = len(samples), context.shapes(model)
     seen = observe_values(
         model,
         names,
@@ -213,34 +169,23 @@ def _look(
         **context.runtime,
         progress=lambda done: context.progress("observing values", done, total),
     ).histograms
-    if settings.observer != "output":
-        return seen, {}
-    return seen, output_effects(model, names, seen, context, shapes)
+    if not settings.rule.weighs_outputs:
+        return Observed(seen)
+    return Observed(seen, value_sensitivity(model, names, seen, context, shapes, log))
 
 
 def _choose(
     model: Model,
     placement: Placement,
     formats: Formats,
-    seen: Mapping[str, Histogram],
-    effects: Mapping[str, Effect],
-    inputs: Mapping[str, Array],
+    observed: Observed,
     settings: Settings,
     target: Target,
 ) -> Chosen:
-    chosen = choose_ranges(
-        placement,
-        formats,
-        seen,
-        effects,
-        inputs,
-        observer=settings.observer,
-        percentile=settings.percentile,
-        given=settings.given,
-    )
-    if settings.observer != "output" or not settings.tied:
+    chosen = choose_ranges(placement, formats, observed, settings.rule, settings.given)
+    if not settings.rule.weighs_outputs or not settings.tied:
         return chosen
-    return tie_additions(model, placement, formats, effects, chosen, target)
+    return tie_additions(model, placement, formats, observed.sensitivity, chosen, target)
 
 
 def _some_inputs(context: Context, names: Collection[str]) -> dict[str, Array]:
@@ -274,17 +219,17 @@ def _edges(model: Model, placement: Placement, chosen: Chosen, shapes: Shapes) -
     return found
 
 
-def _tell_float(
+def _report_float(
     model: Model, placement: Placement, kept: Mapping[str, str], context: Context, log: PassLog
 ) -> None:
     stored = {node.name for node in tables(model, context.target, kept)} if placement.nodes else set()
-    told = {*placement.nodes, *placement.reasons, *stored}
-    found = stored_floats(model, context.target, kept, told)
+    reported = {*placement.nodes, *placement.reasons, *stored}
+    found = stored_floats(model, context.target, kept, reported)
     for name, reason in {**placement.reasons, **found}.items():
         log.skip(name, f"it stays float: {reason}")
 
 
-def _tell(found: Plan, errors: Mapping[str, float], observer: RangeObserver, log: PassLog) -> None:
+def _report(found: QuantizationPlan, errors: Mapping[str, float], log: PassLog) -> None:
     """Record what became of each node and value."""
     placement, chosen = found.placement, found.chosen
     nodes = {node.name: node for node in found.model.graph.nodes}
@@ -310,14 +255,11 @@ def _tell(found: Plan, errors: Mapping[str, float], observer: RangeObserver, log
         f"{len(placement.values)} values stored in integers, with {len(set(placement.values.values()))} scales",
         nodes=others,
         ranges=ranges,
-        effects={name: float(f"{cost:.4g}") for name, cost in costs.items()},
+        sensitivity={name: float(f"{cost:.4g}") for name, cost in costs.items()},
         calibration_seconds=round(found.seconds, 3),
     )
-    if observer == "output" and found.seen and not found.effects:
-        log.note(
-            f"what the outputs suffer from each value is not known (fewer than {LEAST} samples, or operators without "
-            "derivatives); ranges have the least error of the values themselves"
-        )
+    for note in found.notes:
+        log.note(note)
     if chosen.tied:
         log.note(f"{chosen.tied} streams of additions have one scale, so that they round nothing")
     if 0 < expected < math.inf:

@@ -1,12 +1,13 @@
-"""From what values are to the scales they get."""
+"""Ranges: from observed values, and the output sensitivity to them, to the scales they get."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,15 +16,27 @@ from onnxcomp.compiler.quantization.formats import Formats
 from onnxcomp.compiler.quantization.placement import Placement
 from onnxcomp.compiler.quantization.qdq import quantize_values
 from onnxcomp.ir.model import Model
-from onnxcomp.numerics.affine import Affine, range_affine
+from onnxcomp.numerics.affine import Affine, Grid, range_affine
 from onnxcomp.numerics.arrays import Array
-from onnxcomp.numerics.observers import Effect, Histogram, Observer, choose_range, search_range
+from onnxcomp.numerics.observers import Histogram, Observer, ValueSensitivity, choose_range, search_range
 from onnxcomp.runtime.session import SessionError
 
-__all__ = ["MARGIN_DB", "TRIED", "Chosen", "RangeObserver", "choose_ranges", "tried_out"]
+__all__ = [
+    "MARGIN_DB",
+    "TRIED",
+    "Chosen",
+    "HistogramRange",
+    "LeastDisturbance",
+    "Observed",
+    "RangeObserver",
+    "RangeRule",
+    "choose_ranges",
+    "range_rule",
+    "tried_out",
+]
 
 RangeObserver: TypeAlias = Literal["output", "mse", "minmax", "percentile", "entropy", "moving-average"]
-"""How a range is chosen: like an Observer, or by its effect on the outputs of the network."""
+"""The words for a rule: an Observer, or `output` for the least disturbance of the outputs of the network."""
 
 EXACT = 1e-2
 """Share of the error of random rounding below which the samples count as lying on the grid."""
@@ -46,50 +59,104 @@ class Chosen:
         return {name: affine.bounds() for name, affine in self.affines.items()}
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What was observed of the values to be stored.
+
+    `seen` are histograms by value, `sensitivity` that of the outputs to each value where it is known, `inputs` some samples
+    of the graph inputs by name.
+    """
+
+    seen: Mapping[str, Histogram] = field(default_factory=dict)
+    sensitivity: Mapping[str, ValueSensitivity] = field(default_factory=dict)
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+
+
+class RangeRule(ABC):
+    """How the range of a value is read from what was observed of it."""
+
+    weighs_outputs: ClassVar[bool] = False
+    """Whether the rule asks for the output sensitivity, which takes runs back through the network."""
+
+    @abstractmethod
+    def range(
+        self, seen: Histogram, sensitivity: Sequence[ValueSensitivity], grid: Grid
+    ) -> tuple[float, float]:
+        """Return the lowest and the highest number that a value is to reach on `grid`.
+
+        `seen` counts the elements of all values that share the scale, `sensitivity` is known of some of them.
+        """
+
+
+@dataclass(frozen=True)
+class HistogramRange(RangeRule):
+    """The range that an observer reads from the elements of the value itself, see `choose_range`."""
+
+    observer: Observer = "mse"
+    percentile: float = 99.999
+
+    def range(
+        self, seen: Histogram, sensitivity: Sequence[ValueSensitivity], grid: Grid
+    ) -> tuple[float, float]:
+        """Return what the observer reads from `seen`."""
+        return choose_range(seen, grid, self.observer, self.percentile)
+
+
+@dataclass(frozen=True)
+class LeastDisturbance(RangeRule):
+    """The range that disturbs the outputs least; where their sensitivity is unknown, that of another rule."""
+
+    weighs_outputs = True
+
+    otherwise: RangeRule = field(default_factory=HistogramRange)
+
+    def range(
+        self, seen: Histogram, sensitivity: Sequence[ValueSensitivity], grid: Grid
+    ) -> tuple[float, float]:
+        """Return the range of least cost by `sensitivity`."""
+        if not sensitivity:
+            return self.otherwise.range(seen, sensitivity, grid)
+        return search_range(seen.low, seen.high, grid, partial(_cost, sensitivity))
+
+
+def range_rule(observer: RangeObserver = "output", percentile: float = 99.999) -> RangeRule:
+    """Return the rule that the options `observer` and `percentile` name."""
+    return LeastDisturbance() if observer == "output" else HistogramRange(observer, percentile)
+
+
 def choose_ranges(
     placement: Placement,
     formats: Formats,
-    seen: Mapping[str, Histogram],
-    effects: Mapping[str, Effect],
-    inputs: Mapping[str, Array],
-    *,
-    observer: RangeObserver = "output",
-    percentile: float = 99.999,
+    observed: Observed,
+    rule: RangeRule,
     given: Mapping[str, tuple[float, float]] | None = None,
 ) -> Chosen:
-    """Return the scales of all values of `placement`.
-
-    `seen` are histograms by value, `effects` what is known of the effect on the outputs, `inputs` some samples of graph
-    inputs by name, `given` ranges that are taken as they are. With `observer=output` a value of which no effect is known
-    gets the range of least mean squared error.
-    """
+    """Return the scales of all values of `placement`; ranges that are `given` are taken as they are."""
     affines: dict[str, Affine] = {}
     costs: dict[str, float] = {}
+    seen, inputs = observed.seen, observed.inputs
     for root, members in placement.sources.items():
         grid = formats.grid(root, any(name in inputs for name in members))
-        told = [given[name] for name in members if given and name in given]
-        known = [effects[name] for name in members if name in effects]
+        fixed = [given[name] for name in members if given and name in given]
+        known = [observed.sensitivity[name] for name in members if name in observed.sensitivity]
         histograms = [seen[name] for name in members if name in seen and seen[name].count]
-        if told:
-            affine = range_affine(min(low for low, _ in told), max(high for _, high in told), grid)
+        if fixed:
+            affine = range_affine(min(low for low, _ in fixed), max(high for _, high in fixed), grid)
         else:
             whole = histograms[0].merged(histograms[1:]) if len(histograms) > 1 else histograms[0]
             exact = _on_grid(members, inputs, whole, formats)
             if exact is not None:
                 affine, known = exact, []
-            elif observer == "output" and known:
-                affine = range_affine(*search_range(whole.low, whole.high, grid, partial(_cost, known)), grid)
             else:
-                plain: Observer = "mse" if observer == "output" else observer
-                affine = range_affine(*choose_range(whole, grid, plain, percentile), grid)
+                affine = range_affine(*rule.range(whole, known, grid), grid)
         affines.update(dict.fromkeys(members, affine))
         if known:
             costs[root] = _cost(known, affine)
     return Chosen(affines, costs)
 
 
-def _cost(effects: Sequence[Effect], affine: Affine) -> float:
-    return sum(effect.cost(affine) for effect in effects)
+def _cost(sensitivity: Sequence[ValueSensitivity], affine: Affine) -> float:
+    return sum(each.cost(affine) for each in sensitivity)
 
 
 def _on_grid(
@@ -121,8 +188,8 @@ def tried_out(
 ) -> tuple[Chosen, float, float]:
     """Return the better of two choices of ranges, and the decibels of both on a few samples.
 
-    The values are stored as chosen for the nodes named in `integers` (None: all), and weights stay float. `second` must be better by `MARGIN_DB`. The decibels are those of the
-    worst output; both are infinite where the model does not run so.
+    The values are stored as chosen for the nodes named in `integers` (None: all), and weights stay float. `second` must be
+    better by `MARGIN_DB`. The decibels are those of the worst output; both are infinite where the model does not run so.
     """
     try:
         wanted = _outputs(model, {}, integers, context)

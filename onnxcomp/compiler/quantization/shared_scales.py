@@ -2,7 +2,7 @@
 
 Where both operands of an addition and its result have the same scale, the sum of two stored numbers is a stored number:
 what the addition would round is saved, and only what enters is rounded, if more coarsely than it might be. In a residual
-stream that holds from the first block to the last. The least effect on the outputs decides.
+stream that holds from the first block to the last. The least disturbance of the outputs decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnxcomp.compiler.target.facts import Target
 from onnxcomp.ir.graph import Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.affine import Affine
-from onnxcomp.numerics.observers import Effect
+from onnxcomp.numerics.observers import ValueSensitivity
 
 __all__ = ["tie_additions"]
 
@@ -30,7 +30,7 @@ PLACES = 33
 """Zero points that are tried for a value of both signs."""
 
 GAIN = 0.99
-"""Share of the effect that must remain at most for a tie to be worth it."""
+"""Share of the disturbance that must remain at most for a tie to be worth it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def tie_additions(
     model: Model,
     placement: Placement,
     formats: Formats,
-    effects: Mapping[str, Effect],
+    sensitivity: Mapping[str, ValueSensitivity],
     chosen: Chosen,
     target: Target,
 ) -> Chosen:
@@ -54,11 +54,11 @@ def tie_additions(
     count = 0
     for stream in _streams(model, placement, target):
         names = (*stream.made, *stream.fed)
-        known = all(name in effects and name in costs for name in names)
+        known = all(name in sensitivity and name in costs for name in names)
         grids = {chosen.affines[name].grid for name in names}
         if not known or len(grids) != 1 or formats.activations.pow2:
             continue
-        found = _common(stream, effects, chosen)
+        found = _common(stream, sensitivity, chosen)
         before = sum(costs[name] for name in names)
         if found is None or sum(cost for _, cost in found.values()) > GAIN * before:
             continue
@@ -104,9 +104,9 @@ def _streams(model: Model, placement: Placement, target: Target) -> list[_Stream
 
 
 def _common(
-    stream: _Stream, effects: Mapping[str, Effect], chosen: Chosen
+    stream: _Stream, sensitivity: Mapping[str, ValueSensitivity], chosen: Chosen
 ) -> dict[str, tuple[Affine, float]] | None:
-    """Return the parameters of least effect with one scale for all values of `stream`, and the effect of each value."""
+    """Return the parameters of least cost with one scale for all values of `stream`, and the cost of each value."""
     names = (*stream.made, *stream.fed)
     largest = max(float(chosen.affines[name].scale) for name in names)
     best: dict[str, tuple[Affine, float]] | None = None
@@ -114,7 +114,8 @@ def _common(
     for step in (largest * STEPS).tolist():
         scale = np.array(step, np.float32)
         found = {
-            name: _placed(effects[name], chosen.affines[name], scale, name in stream.made) for name in names
+            name: _placed(sensitivity[name], chosen.affines[name], scale, name in stream.made)
+            for name in names
         }
         total = sum(cost for _, cost in found.values())
         if total < least:
@@ -122,10 +123,12 @@ def _common(
     return best
 
 
-def _placed(effect: Effect, affine: Affine, scale: np.ndarray, made: bool) -> tuple[Affine, float]:
-    """Return the zero point of least effect for a value on `scale`; what an addition has `made` is not rounded anew."""
+def _placed(
+    sensitivity: ValueSensitivity, affine: Affine, scale: np.ndarray, made: bool
+) -> tuple[Affine, float]:
+    """Return the zero point of least cost for a value on `scale`; what an addition has `made` is not rounded anew."""
     tried = [Affine(scale, zero, affine.grid) for zero in _zeros(affine)]
-    costs = [effect.clipped(each) + (0.0 if made else effect.rounded(each)) for each in tried]
+    costs = [sensitivity.clipped(each) + (0.0 if made else sensitivity.rounded(each)) for each in tried]
     best = int(np.argmin(costs))
     return tried[best], costs[best]
 

@@ -42,6 +42,11 @@ class Rounder:
     correct: bool = True
     stored: dict[str, Stored] = field(default_factory=dict)
 
+    @property
+    def walks(self) -> bool:
+        """Whether anything is gained by rounding on the walk: errors are propagated, or means corrected."""
+        return self.rounding == "gptq" or self.correct
+
     def __call__(self, visit: Visit) -> Solution:
         """Return the rounded weights of the node visited, as real numbers, and the bias that goes with them."""
         node, moments = visit.node, visit.moments

@@ -66,7 +66,7 @@ def test_homogeneous_activations_let_every_factor_through(
     first: str, knows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not knows:
-        monkeypatch.setattr(equalize, "gather", lambda *_: None)
+        monkeypatch.setattr(equalize, "channel_sensitivity", lambda *_: None)
     model = parse_model(chain(first, "MaxPool<kernel_shape=[2,2]>(h)"))
     w = next(n for n in model.graph.nodes if n.output.name == "c")
     model.graph.set_constant(

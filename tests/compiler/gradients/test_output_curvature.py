@@ -25,7 +25,7 @@ def weights(model: Model, count: int = SAMPLES, **given: Any) -> dict[str, Any]:
     ops = ("Conv", "ConvTranspose", "Gemm", "MatMul")
     found = find_places(model, ops, lambda name: False, shapes, PassLog())
     context = context_for(model, noise(model, count), **given)
-    return output_weights(model, [place.node for place in found], context, shapes)
+    return output_weights(model, [place.node for place in found], context, shapes, PassLog())
 
 
 def chain(c: Any = None) -> Model:
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_what_nothing_is_known_of_is_absent() -> None:
     assert weights(chain(), 1) == {}, "one sample says nothing"
     context = replace(context_for(chain()), calibration=None)
-    assert output_weights(chain(), [], context, default_shapes(chain())) == {}
+    assert output_weights(chain(), [], context, default_shapes(chain()), PassLog()) == {}
     behind = parse_model(
         net(
             "(float[N,10] x) => (float[N,5] y, float[N,8] z)",
@@ -112,3 +112,29 @@ def test_what_nothing_is_known_of_is_absent() -> None:
         )
     )
     assert weights(whole) == {}, "whole numbers have no slope"
+
+
+def test_layers_in_front_of_an_operator_without_a_rule_are_named_with_it() -> None:
+    model = parse_model(
+        net(
+            "(float[N,10] x) => (float[N,5] y)",
+            "float[10,8] a, float[8,5] c",
+            "h = MatMul(x, a) s = Sin(h) y = MatMul(s, c)",
+        )
+    )
+    log = PassLog()
+    places = find_places(model, ("MatMul",), lambda name: False, default_shapes(model), log)
+    context = context_for(model, noise(model, SAMPLES))
+    found = output_weights(model, [p.node for p in places], context, default_shapes(model), log)
+    first, last = (p.name for p in places)
+    assert set(found) == {last}
+    (note,) = log.notes
+    assert "Sin" in note and repr(first) in note and repr(last) not in note
+
+
+def test_too_few_samples_for_the_curvature_are_noted() -> None:
+    model, log = chain(), PassLog()
+    output_weights(model, [], context_for(model, noise(model, 3)), default_shapes(model), log)
+    assert any(
+        "output curvature is unknown" in note and "3 calibration samples" in note for note in log.notes
+    )

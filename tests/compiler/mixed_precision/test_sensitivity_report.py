@@ -15,7 +15,8 @@ from onnxcomp.compiler.mixed_precision.site_trials import place_trial
 from onnxcomp.compiler.mixed_precision.sites import Place, places
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import formats
-from onnxcomp.compiler.quantization.quantizer import Plan, Settings, plan
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
+from onnxcomp.compiler.quantization.quantizer import plan
 from onnxcomp.compiler.run.report import PassRun
 from onnxcomp.compiler.target.files import load_target
 from onnxcomp.ir.model import Model
@@ -26,14 +27,14 @@ from tests.support.pruning import ZOO, context_for, noise, zoo_context
 CALIBRATION, EVALUATION = str(ZOO / "digits_calibration.npz"), str(ZOO / "digits_evaluation.npz")
 
 
-def planned(model: Model, context: Context, granularity: str = "auto") -> Plan:
+def planned(model: Model, context: Context, granularity: str = "auto") -> QuantizationPlan:
     wanted = formats(context.target, {"granularity": granularity})
     found = plan(model.clone(), wanted, Settings(), context, PassLog())
     assert found is not None
     return found
 
 
-def error_of(found: Plan, place: Place, context: Context) -> float:
+def error_of(found: QuantizationPlan, place: Place, context: Context) -> float:
     """Return the share of the outputs' energy that the network with `place` alone in integers really disturbs."""
     samples = context.calibration
     assert samples is not None

@@ -9,8 +9,9 @@ import pytest
 
 from onnxcomp.compiler.passbase import PassLog
 from onnxcomp.compiler.quantization.formats import formats
+from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
 from onnxcomp.compiler.quantization.qdq import quantize_values
-from onnxcomp.compiler.quantization.quantizer import Plan, Settings, plan
+from onnxcomp.compiler.quantization.quantizer import plan
 from onnxcomp.compiler.quantization.ranges import Chosen
 from onnxcomp.compiler.quantization.shared_scales import tie_additions
 from onnxcomp.compiler.target.files import load_target
@@ -31,7 +32,7 @@ BLOCKS = net(
 STREAM = ("s0", "h1", "s1", "h2", "s2")
 
 
-def planned(model: Model, *, tied: bool) -> Plan:
+def planned(model: Model, *, tied: bool) -> QuantizationPlan:
     context = context_for(model, noise(model, 64), target=load_target("ort-cpu"))
     found = plan(
         model.clone(), formats(context.target, {}), Settings(edges="integers", tied=tied), context, PassLog()
@@ -40,9 +41,14 @@ def planned(model: Model, *, tied: bool) -> Plan:
     return found
 
 
-def tied_by_hand(found: Plan) -> Chosen:
+def tied_by_hand(found: QuantizationPlan) -> Chosen:
     return tie_additions(
-        found.model, found.placement, found.formats, found.effects, found.chosen, load_target("ort-cpu")
+        found.model,
+        found.placement,
+        found.formats,
+        found.observed.sensitivity,
+        found.chosen,
+        load_target("ort-cpu"),
     )
 
 
@@ -81,15 +87,15 @@ def test_without_a_tie_the_same_addition_rounds() -> None:
 def test_a_stream_that_loses_by_one_scale_is_left_alone() -> None:
     loose = planned(filled(BLOCKS), tied=False)
     # The outputs hang on the last digit of one branch, which is small beside the stream.
-    delicate = replace(loose.effects["h1"], sums=loose.effects["h1"].sums * 1e3)
+    delicate = replace(loose.observed.sensitivity["h1"], sums=loose.observed.sensitivity["h1"].sums * 1e3)
     delicate = replace(delicate, squares=delicate.squares * 1e6)
-    effects = {**loose.effects, "h1": delicate}
+    sensitivity = {**loose.observed.sensitivity, "h1": delicate}
     affine = range_affine(-0.5, 0.5, loose.chosen.affines["h1"].grid)
     chosen = Chosen(
         {**loose.chosen.affines, "h1": affine}, {**loose.chosen.costs, "h1": delicate.rounded(affine)}
     )
     found = tie_additions(
-        loose.model, loose.placement, loose.formats, effects, chosen, load_target("ort-cpu")
+        loose.model, loose.placement, loose.formats, sensitivity, chosen, load_target("ort-cpu")
     )
     assert found.tied == 0 and found.affines == chosen.affines
 
@@ -97,9 +103,11 @@ def test_a_stream_that_loses_by_one_scale_is_left_alone() -> None:
 @pytest.mark.parametrize("kind", ["unknown", "pow2"])
 def test_nothing_is_tied_where_effects_are_unknown_or_scales_are_powers_of_two(kind: str) -> None:
     loose = planned(filled(BLOCKS), tied=False)
-    effects = {} if kind == "unknown" else loose.effects
+    sensitivity = {} if kind == "unknown" else loose.observed.sensitivity
     wanted = loose.formats if kind == "unknown" else formats(load_target("pow2"), {})
-    found = tie_additions(loose.model, loose.placement, wanted, effects, loose.chosen, load_target("ort-cpu"))
+    found = tie_additions(
+        loose.model, loose.placement, wanted, sensitivity, loose.chosen, load_target("ort-cpu")
+    )
     assert found.tied == 0 and found.affines == loose.chosen.affines
 
 
@@ -110,6 +118,11 @@ def test_a_stream_of_different_types_is_left_alone() -> None:
     affines["s1"] = range_affine(0, 4, type(grid)("uint16"))
     chosen = Chosen(affines, loose.chosen.costs)
     found = tie_additions(
-        loose.model, loose.placement, loose.formats, loose.effects, chosen, load_target("ort-cpu")
+        loose.model,
+        loose.placement,
+        loose.formats,
+        loose.observed.sensitivity,
+        chosen,
+        load_target("ort-cpu"),
     )
     assert found.tied == 0
