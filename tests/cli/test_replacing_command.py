@@ -72,7 +72,7 @@ def test_a_split_network_has_less_work_and_the_report_says_what_became_of_every_
         assert details["macs_after"] < details["macs_before"]
         assert 0 <= details["error"] < 1
         assert len(details["ranks"]) == 1
-    assert all(s["reason"] == "the budget is met at less damage without it" for s in run["skips"])
+    assert all("predicted divergence" in s["reason"] for s in run["skips"])
     assert "top1" in result.stdout
     made = onnx.load("out.onnx")
     onnx.checker.check_model(made, full_check=True)

@@ -352,7 +352,7 @@ def test_the_report_says_of_every_layer_what_became_of_it() -> None:
         assert told["parameters_after"] < told["parameters_before"]
         assert 0 <= told["error"] < 1
         assert f"{told['macs_after'] / told['macs_before']:.2f} of its MACs" in change.what
-    assert any("effects on the output measured one by one" in note for note in result.notes)
+    assert any("divergence of the outputs measured" in note for note in result.notes)
     blind = replaced(model, SplitSvd(macs=0.7, repair="none"))
     assert any(
         note.startswith("no repair: weights were split by singular values alone") for note in blind.notes

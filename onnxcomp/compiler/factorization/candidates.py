@@ -45,13 +45,13 @@ LEVELS = (0.14, 0.27, 0.48, 0.8)
 """Shares of a node's own cost at which forms are fitted; errors in between are drawn from these."""
 
 FIRST_LOOK = 0.4
-"""Share of a node's own cost at which all forms are compared before the best are looked at closely."""
+"""Share of a node's own cost at which all forms are compared before the best are fitted more closely."""
 
 CLOSE = 1.3
-"""Forms whose error at the first look is within this factor of the least are looked at closely."""
+"""Forms whose error at the first look is within this factor of the least are fitted more closely."""
 
 MOST = 2
-"""Forms looked at closely at most."""
+"""Forms fitted more closely at most."""
 
 GLANCE_STEPS = 15
 """Steps of a fit that only tells one form from another."""
@@ -78,7 +78,7 @@ class Place:
         node: of the model as it is; not edited.
         spatial: size of its input's spatial axes, for one sample.
         macs: of the node, for one sample.
-        metrics: what errors weigh, for every block; empty where nothing was measured.
+        metrics: input covariance and output curvature, for every block; empty where nothing was measured.
         means: of the inputs, `[g, d]`.
     """
 
@@ -229,7 +229,7 @@ def with_metrics(
 ) -> Iterator[list[Place]]:
     """Yield the places, some at a time, with the covariance of their inputs on the calibration samples.
 
-    `outputs` says what errors of the outputs weigh, `[g, o, o]` by the node's name.
+    `outputs` are the output curvatures, `[g, o, o]` by the node's name.
     """
     wave: list[Place] = []
     size = 0
@@ -282,7 +282,7 @@ Price = Callable[[Place, "Alternative"], float]
 
 @dataclass(frozen=True)
 class CurveSearch:
-    """Among which alternatives a place is looked at.
+    """Which alternatives of a place are considered.
 
     Attributes:
         forms: names of the forms.

@@ -17,7 +17,7 @@ from onnxcomp.compiler.factorization.selection import (
     Rule,
     by_budget,
     by_rule,
-    damages,
+    divergences,
     trial_of,
 )
 from onnxcomp.compiler.gradients.output_curvature import output_weights
@@ -36,7 +36,7 @@ TRIED_AT = 0.8
 class Planner(ABC):
     """Chooses replacements for the places of `problem`; what stays, and why, goes into the problem's log.
 
-    `outputs` says what errors of each node's outputs weigh, `[g, o, o]` by name; empty where that is not asked for.
+    `outputs` are the output curvatures of the nodes, `[g, o, o]` by name; empty where they are not asked for.
     """
 
     outputs: Mapping[str, Array]
@@ -94,7 +94,9 @@ class BudgetPlanner(Planner):
         plan = self.within(curves, self._scales(curves, trials))
         for curve in curves:
             if curve.place.name not in plan:
-                self._log.skip(curve.place.name, "the budget is met at less damage without it")
+                self._log.skip(
+                    curve.place.name, "the budget is met at a smaller predicted divergence without it"
+                )
         return self.checked(plan)
 
     @abstractmethod
@@ -136,11 +138,11 @@ class BudgetPlanner(Planner):
     def _scales(self, curves: list[Curve], trials: list[PlaceTrial]) -> Mapping[str, float]:
         if not trials:
             return {curve.place.name: 1.0 for curve in curves}
-        scales, told = damages(self._problem.original, trials, self._problem.context)
-        worst = sorted(told, key=lambda item: -item[2])[:3]
+        scales, measured = divergences(self._problem.original, trials, self._problem.context)
+        worst = sorted(measured, key=lambda item: -item[2])[:3]
         self._log.note(
-            "effects on the output measured one by one; the largest: "
-            + ", ".join(f"{name} as {what} {damage:.3g}" for name, what, damage in worst)
+            "divergence of the outputs measured layer by layer; the largest: "
+            + ", ".join(f"{name} as {what} {divergence:.3g}" for name, what, divergence in worst)
         )
         return scales
 
@@ -176,7 +178,7 @@ class CountedPlanner(BudgetPlanner):
         """Return what of `plan` makes the whole model faster, where replacements are accepted by time."""
         kept = _faster(self._problem, plan)
         if len(kept) < len(plan):
-            self._log.shortfall = "what meets the budget does not make the model faster, and was taken back"
+            self._log.shortfall = "what meets the budget does not make the model faster, and was reverted"
         return kept
 
     def _cost(self, place: Place, alternative: Alternative | None) -> float:

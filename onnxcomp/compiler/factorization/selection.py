@@ -27,7 +27,7 @@ __all__ = [
     "Stays",
     "by_budget",
     "by_rule",
-    "damages",
+    "divergences",
     "goal_of",
     "trial_of",
 ]
@@ -38,7 +38,7 @@ Plan: TypeAlias = dict[str, Alternative]
 
 
 LEAST = 1e-9
-"""Damage below which measured outputs do not tell an alternative from the node itself."""
+"""Divergence below which measured outputs do not distinguish an alternative from the node itself."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ def trial_of(model: Model, curve: Curve, share: float, price: Price) -> PlaceTri
     return PlaceTrial(place.name, near, Trial(place.name, build))
 
 
-def damages(
+def divergences(
     model: Model, trials: Sequence[PlaceTrial], context: Context
 ) -> tuple[dict[str, float], list[tuple[str, str, float]]]:
-    """Return what an error of each place does to the outputs, per unit of relative error, and what was measured.
+    """Return the divergence of the outputs per unit of relative error of each place, and what was measured.
 
-    The distance of outputs is that of `divergence`; errors are taken to add up, and damage to grow with the error.
+    Divergence is that of `divergence`; divergences are assumed to add up, and to grow with the error.
     """
     verdicts, _ = run_trials(
         model, [t.trial for t in trials], None, context, "measuring effects on the output", Judging(JUDGES)
     )
-    scales, told = {}, []
+    scales, measured = {}, []
     for each, verdict in zip(trials, verdicts, strict=True):
         scales[each.name] = max(verdict.damage, LEAST) / each.alternative.error
-        told.append((each.name, str(each.alternative), verdict.damage))
-    return scales, told
+        measured.append((each.name, str(each.alternative), verdict.damage))
+    return scales, measured
 
 
 def by_budget(
@@ -90,7 +90,7 @@ def by_budget(
     cost: Callable[[Place, Alternative | None], float],
     budget: float,
 ) -> tuple[Plan, bool]:
-    """Return the plan of least damage whose costs, `cost(place, None)` for one that stays, sum to at most `budget`.
+    """Return the plan of least predicted divergence whose costs, `cost(place, None)` for one that stays, sum to at most `budget`.
 
     Where no plan does, the cheapest of all is returned, and False.
     """
@@ -99,13 +99,13 @@ def by_budget(
         options: list[Alternative | None] = [None, *curve.alternatives]
         choices.append(options)
         costs = np.array([cost(curve.place, option) for option in options])
-        damage = np.array([0.0 if o is None else scales[curve.place.name] * o.error for o in options])
-        classes.append(Options(costs, damage))
-    taken = choose(classes, budget)
-    if taken is None:
-        taken = [int(np.lexsort((o.damage, o.cost))[0]) for o in classes]
-        return _plan(curves, choices, taken), False
-    return _plan(curves, choices, taken), True
+        divergence = np.array([0.0 if o is None else scales[curve.place.name] * o.error for o in options])
+        classes.append(Options(costs, divergence))
+    chosen = choose(classes, budget)
+    if chosen is None:
+        chosen = [int(np.lexsort((o.damage, o.cost))[0]) for o in classes]
+        return _plan(curves, choices, chosen), False
+    return _plan(curves, choices, chosen), True
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ def _cheapest(curve: Curve, most_wrong: float, price: Price) -> tuple[Alternativ
 
 
 def _plan(
-    curves: Sequence[Curve], choices: Sequence[Sequence[Alternative | None]], taken: Sequence[int]
+    curves: Sequence[Curve], choices: Sequence[Sequence[Alternative | None]], chosen: Sequence[int]
 ) -> Plan:
     found = {}
-    for curve, options, index in zip(curves, choices, taken, strict=True):
+    for curve, options, index in zip(curves, choices, chosen, strict=True):
         option = options[index]
         if option is not None:
             found[curve.place.name] = option

@@ -23,7 +23,7 @@ from onnxcomp.compiler.factorization.selection import (
     LargestError,
     by_budget,
     by_rule,
-    damages,
+    divergences,
     trial_of,
 )
 from onnxcomp.compiler.passbase import PassLog
@@ -127,16 +127,16 @@ def test_trials_replace_one_layer_and_their_damage_is_that_of_the_outputs() -> N
     assert [
         abs(price(c.place, t.alternative) - 0.5) < 0.05 for c, t in zip(curves(model), trials, strict=True)
     ]
-    scales, told = damages(model, trials, context)
+    scales, measured = divergences(model, trials, context)
     feeds = noise(model, 128)
     truth = []
-    for trial, (name, what, damage) in zip(trials, told, strict=True):
+    for trial, (name, what, damage) in zip(trials, measured, strict=True):
         assert (trial.name, str(trial.alternative)) == (name, what)
         assert scales[name] == pytest.approx(max(damage, LEAST) / trial.alternative.error)
         made = trial.trial.build()
         assert len(made.graph.nodes) == len(model.graph.nodes) + 1
         truth.append(distance(model, made, feeds))
-    order = np.argsort([damage for _, _, damage in told])
+    order = np.argsort([damage for _, _, damage in measured])
     assert list(order) == list(np.argsort(truth))
 
 
