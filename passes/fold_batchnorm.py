@@ -67,6 +67,8 @@ class _Edits:
         self._context = context
         # Names keep their meaning through every fold, so that one inference serves the whole run.
         self.types: Types = infer_types(model)
+        # So do they with subgraphs: what those read is known once.
+        self.taken = self.graph.taken()
         self.skips: dict[str, str] = {}
         self._copied: list[tuple[Constant, int]] = []
 
@@ -81,7 +83,7 @@ class _Edits:
         """Give `node` the weights and the operator of `rewrite`."""
         for index, values in rewrite.inputs.items():
             old = node.input(index)
-            new = self.graph.set_constant(node, index, values, suffix="fold-batchnorm")
+            new = self.graph.set_constant(node, index, values, "fold-batchnorm", self.taken)
             if isinstance(old, Constant) and old.outputs:
                 self._copied.append((old, new.values.nbytes))
         node.op = rewrite.op
@@ -146,7 +148,7 @@ class _StepFolding:
             return _NoNeighbour(f"{producer.op} {producer.name!r} before it has no weights to fold into")
         if refusal := self._edits.excluded(step.node, producer):
             return refusal
-        if self._graph.sole_use(step.value) is not step.node:
+        if self._graph.sole_use(step.value, self._edits.taken.captured) is not step.node:
             return Refusal(f"the output of {producer.op} {producer.name!r} is needed elsewhere too")
         rewrite = self._rewritten(producer, step)
         if isinstance(rewrite, Refusal):
@@ -178,7 +180,7 @@ class _StepFolding:
         node = step.node
         uses = list(self._graph.uses(node.output))
         others = [r for r, index in uses if index != 0 or not (r.is_op(*LINEAR) or self._is_batchnorm(r))]
-        if not uses or self._graph.is_output(node.output) or node.output.name in self._graph.captured():
+        if not uses or self._graph.is_output(node.output) or node.output.name in self._edits.taken.captured:
             return _NoNeighbour("its result is a graph output or read by a subgraph")
         if others:
             return _NoNeighbour(
@@ -227,7 +229,7 @@ class _PadFolding:
             return Refusal("it does more than add a known number of zeros")
         if (
             self._graph.is_output(node.output)
-            or node.output.name in self._graph.captured()
+            or node.output.name in self._edits.taken.captured
             or len(readers) < uses
         ):
             return Refusal("its result is needed elsewhere too")

@@ -36,6 +36,7 @@ __all__ = [
     "LabelMap",
     "Labels",
     "Role",
+    "Ties",
     "compact",
     "meet",
 ]
@@ -166,7 +167,85 @@ class Deferred:
 
 
 @dataclass
-class LabelMap:
+class Ties:
+    """What is said about labels: which go together, which may not go, and why.
+
+    Attributes:
+        reasons: blocked labels and why.
+        hints: why labels are tied, for those that end up as the only channel of a value.
+        deferred: ties that wait for others.
+        resting: for each view the labels that cannot go by it, and why; another view may let them go.
+    """
+
+    reasons: dict[int, str] = field(default_factory=dict)
+    hints: dict[int, str] = field(default_factory=dict)
+    deferred: list[Deferred] = field(default_factory=list)
+    resting: tuple[dict[int, str], dict[int, str]] = field(default_factory=lambda: ({}, {}))
+    _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _view_ties: tuple[list[tuple[Ids, Ids]], list[tuple[Ids, Ids]]] = field(default_factory=lambda: ([], []))
+    _additive: list[Ids] = field(default_factory=list)
+
+    def tie(self, first: Ids, second: Ids, *, additive: bool = False, view: int | None = None) -> None:
+        """Unite labels pairwise (broadcasting), in one view where one is given.
+
+        `additive` marks them as a stream that several producers add to.
+        """
+        a, b = np.broadcast_arrays(first, second)
+        ties = self._ties if view is None else self._view_ties[view]
+        ties.append((a.reshape(-1).copy(), b.reshape(-1).copy()))
+        if additive:
+            self._additive.append(np.unique(a))
+
+    def flatten(self, ids: Ids, axes: Iterable[int], view: int | None = None) -> Ids:
+        """Tie all labels along each of `axes` (in one view where one is given) and return `ids` at size 1 there."""
+        for axis in axes:
+            first = ids.take([0], axis)
+            self.tie(first, ids, view=view)
+            ids = first
+        return ids
+
+    def rest(self, ids: Ids, view: int | None, reason: str) -> None:
+        """Let `ids` stay in `view` (in every one where None); unlike `block`, another view may let them go."""
+        for number in (DIMS, HEADS) if view is None else (view,):
+            for label in np.unique(ids):
+                self.resting[number].setdefault(int(label), reason)
+
+    def defer(self, ids: Ids, other: Labels, varying: set[int], own: bool, additive: bool = False) -> None:
+        """Tie `other` to `ids`, whose labels differ along the axes `varying`, once it is known along which they can go."""
+        full = frozenset(a for a in varying if other.shape[a] > 1)
+        if full or own:
+            self.deferred.append(Deferred(ids, other.ids, full, own, additive))
+
+    def block(self, ids: Ids, reason: str) -> None:
+        """Forbid the removal of `ids`; the first reason of each label stays."""
+        for label in np.unique(ids):
+            self.reasons.setdefault(int(label), reason)
+
+    def hint(self, ids: Ids, reason: str) -> None:
+        """Say why `ids` are tied: the reason that users see should nothing else be left in a value."""
+        for label in np.unique(ids):
+            self.hints.setdefault(int(label), reason)
+
+    @property
+    def views(self) -> int:
+        """How many views there are: two where any tie or rest belongs to one of them."""
+        return 2 if any(self._view_ties) or self.resting[DIMS].keys() != self.resting[HEADS].keys() else 1
+
+    def additive(self, roots: Ids) -> set[int]:
+        """Return the classes that several producers add to (residual streams)."""
+        return {int(r) for ids in self._additive for r in np.unique(roots[ids])}
+
+    def blocked(self, roots: Ids, view: int) -> dict[int, str]:
+        """Return the reason of every class of `view` that is blocked or rests."""
+        found: dict[int, str] = {}
+        for reasons in (self.reasons, self.resting[view]):
+            for label, reason in reasons.items():
+                found.setdefault(int(roots[label]), reason)
+        return found
+
+
+@dataclass
+class LabelMap(Ties):
     """All labels of a graph: arrays per value, ties between labels, axes of stored tensors, and what is blocked.
 
     Attributes:
@@ -176,13 +255,9 @@ class LabelMap:
         rederive: nodes whose shape constants depend on channel counts, with the kind of constant.
         frozen: nodes that compute with numbers of channels as they are now: `(node, numbers, counted axes)`.
         counts: inputs of Concat nodes that come to be stored: `(node, input, value, axis)` for the number of positions left.
-        reasons: blocked labels and why.
-        hints: why labels are tied, for those that end up as the only channel of a value.
         foreign: stored tensors that a declined node or a subgraph reads, and why they cannot be cut.
         products: inputs of nodes at which two computed values are contracted: their channels are read there, by no weight.
-        deferred: ties that wait for others.
         balanced: labels `[blocks, positions]` of which every block must lose equally many.
-        resting: for each view the labels that cannot go by it, and why; another view may let them go.
     """
 
     values: dict[str, Labels] = field(default_factory=dict)
@@ -191,17 +266,10 @@ class LabelMap:
     rederive: list[tuple[Node, str]] = field(default_factory=list)
     counts: list[tuple[Node, int, str, int]] = field(default_factory=list)
     frozen: list[tuple[Node, Ids, tuple[tuple[str, int], ...]]] = field(default_factory=list)
-    reasons: dict[int, str] = field(default_factory=dict)
-    hints: dict[int, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
     products: list[tuple[Node, int]] = field(default_factory=list)
-    deferred: list[Deferred] = field(default_factory=list)
     balanced: list[Ids] = field(default_factory=list)
-    resting: tuple[dict[int, str], dict[int, str]] = field(default_factory=lambda: ({}, {}))
     _count: int = 0
-    _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
-    _view_ties: tuple[list[tuple[Ids, Ids]], list[tuple[Ids, Ids]]] = field(default_factory=lambda: ([], []))
-    _additive: list[Ids] = field(default_factory=list)
     _axis_ids: dict[tuple[str, int], Ids] = field(default_factory=dict)
 
     # --- making -------------------------------------------------------------------------------------------------
@@ -265,42 +333,6 @@ class LabelMap:
         self.uses.append(AxisUse(constant, axis, ids, role, node, zero))
         return ids
 
-    def tie(self, first: Ids, second: Ids, *, additive: bool = False, view: int | None = None) -> None:
-        """Unite labels pairwise (broadcasting), in one view where one is given.
-
-        `additive` marks them as a stream that several producers add to.
-        """
-        a, b = np.broadcast_arrays(first, second)
-        ties = self._ties if view is None else self._view_ties[view]
-        ties.append((a.reshape(-1).copy(), b.reshape(-1).copy()))
-        if additive:
-            self._additive.append(np.unique(a))
-
-    def flatten(self, ids: Ids, axes: Iterable[int], view: int | None = None) -> Ids:
-        """Tie all labels along each of `axes` (in one view where one is given) and return `ids` at size 1 there."""
-        for axis in axes:
-            first = ids.take([0], axis)
-            self.tie(first, ids, view=view)
-            ids = first
-        return ids
-
-    def rest(self, ids: Ids, view: int | None, reason: str) -> None:
-        """Let `ids` stay in `view` (in every one where None); unlike `block`, another view may let them go."""
-        for number in (DIMS, HEADS) if view is None else (view,):
-            for label in np.unique(ids):
-                self.resting[number].setdefault(int(label), reason)
-
-    def defer(self, ids: Ids, other: Labels, varying: set[int], own: bool, additive: bool = False) -> None:
-        """Tie `other` to `ids`, whose labels differ along the axes `varying`, once it is known along which they can go."""
-        full = frozenset(a for a in varying if other.shape[a] > 1)
-        if full or own:
-            self.deferred.append(Deferred(ids, other.ids, full, own, additive))
-
-    def block(self, ids: Ids, reason: str) -> None:
-        """Forbid the removal of `ids`; the first reason of each label stays."""
-        for label in np.unique(ids):
-            self.reasons.setdefault(int(label), reason)
-
     def block_along(self, labels: Labels, axis: int, reason: str) -> None:
         """Forbid that a value with `labels` loses positions along `axis`; along others it may."""
         if not set(labels.axes) - {axis}:
@@ -310,17 +342,7 @@ class LabelMap:
         self.block(held.ids, reason)
         self.defer(labels.ids, held, {axis}, own=False)
 
-    def hint(self, ids: Ids, reason: str) -> None:
-        """Say why `ids` are tied: the reason that users see should nothing else be left in a value."""
-        for label in np.unique(ids):
-            self.hints.setdefault(int(label), reason)
-
     # --- reading ------------------------------------------------------------------------------------------------
-    @property
-    def views(self) -> int:
-        """How many views there are: two where any tie or rest belongs to one of them."""
-        return 2 if any(self._view_ties) or self.resting[DIMS].keys() != self.resting[HEADS].keys() else 1
-
     def roots(self, view: int | None = None) -> Ids:
         """Return for every label the number of its class of labels that are tied (in `view`, or in every view)."""
         if not self._count:
@@ -335,18 +357,6 @@ class LabelMap:
             (np.ones(len(rows), np.bool_), (rows, cols)), shape=(self._count, self._count)
         )
         return connected_components(matrix, directed=False)[1].astype(np.int64)
-
-    def additive(self, roots: Ids) -> set[int]:
-        """Return the classes that several producers add to (residual streams)."""
-        return {int(r) for ids in self._additive for r in np.unique(roots[ids])}
-
-    def blocked(self, roots: Ids, view: int) -> dict[int, str]:
-        """Return the reason of every class of `view` that is blocked or rests."""
-        found: dict[int, str] = {}
-        for reasons in (self.reasons, self.resting[view]):
-            for label, reason in reasons.items():
-                found.setdefault(int(roots[label]), reason)
-        return found
 
 
 def meet(

@@ -62,8 +62,8 @@ class Linear(Protocol):
 
 
 @dataclass(frozen=True)
-class LinearNode:
-    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight, seen as `y = W x + b` on columns.
+class StoredLinear:
+    """The weight and bias of a Conv, ConvTranspose, Gemm or MatMul, as the matrix of `y = W x + b`.
 
     Attributes:
         node: the node itself.
@@ -154,6 +154,11 @@ class LinearNode:
             graph.set_input(
                 self.node, 2, graph.add_constant(f"{self.node.name}.bias__{suffix}", bias.astype(old.dtype))
             )
+
+
+@dataclass(frozen=True)
+class LinearNode(StoredLinear):
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight: what it reads and makes, as columns."""
 
     def window(self, spatial: tuple[int, ...]) -> Window:
         """Return where the kernel reads (or, of a ConvTranspose, writes), for an input of spatial size `spatial`."""
@@ -293,6 +298,27 @@ def not_refitted(node: Node) -> str | None:
             wrapper = _maker(wrapper.input(0))
     if node.is_op("ConvTranspose") and node.constant(1) is not None and int(node.attrs.get("group", 1)) > 1:
         return "it is a transposed convolution in groups"
+    return _other_form(node)
+
+
+def _other_form(node: Node) -> str | None:
+    """Return what keeps a node with a plain stored weight from being a LinearNode, None where it has no such weight."""
+    stored = [a for index in WEIGHT_INPUTS[node.op] if (a := node.constant(index)) is not None]
+    if not stored:
+        return None
+    weight, bias = stored[-1], node.constant(2)
+    if weight.dtype.kind != "f":
+        return f"its weight is stored as {weight.dtype}"
+    if node.is_op("MatMul"):
+        return (
+            "its weight is a vector"
+            if weight.ndim == 1
+            else "its weight is a stack of matrices, one for each entry of a batch"
+        )
+    if node.attrs.get("transA"):
+        return "it transposes what it reads (transA)"
+    if node.input(2) is not None:
+        return "its bias is computed, not stored" if bias is None else "its bias has a number for every row"
     return None
 
 

@@ -218,7 +218,12 @@ def _reduce(flow: Flow, node: Node) -> list[Labels]:
 def _mixes(flow: Flow, node: Node) -> list[Labels]:
     labels = flow.labels(node.inputs[0])
     axis = node.attrs.get("axis", MIXES_AXIS[node.op])
-    mixed = labels.axes if axis is None else (int(axis) % len(labels.shape),)
+    if axis is None:
+        given = node.constant(1)
+        if given is None:
+            raise Blocked(f"{node.op} {node.name!r} has a computed axis, which may be that of the channels")
+        axis = given.item()
+    mixed = (int(axis) % len(labels.shape),)
     return [flow.mixed(labels, mixed, f"{node.op} {node.name!r} mixes the channels")]
 
 

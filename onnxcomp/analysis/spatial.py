@@ -39,8 +39,10 @@ def resize(flow: Flow, node: Node) -> list[Labels]:
     elements = {int(a) % rank: place for place, a in enumerate(node.attrs.get("axes") or range(rank))}
     touched = set(labels.axes) & elements.keys()
     whole = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-    if any(labels.shape[a] != shape[a] for a in labels.axes) or (touched and whole):
+    if any(labels.shape[a] != shape[a] for a in labels.axes):
         raise Blocked(f"Resize {node.name!r} resizes the axis of the channels")
+    if whole and not _takes_all(node, [place for axis, place in elements.items() if axis in touched]):
+        raise Blocked(f"Resize {node.name!r} may take a part of the axis of the channels")
     if node.input(3) is not None:
         if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch" and touched:
             raise Blocked(f"Resize {node.name!r} derives one size from the others")
@@ -105,6 +107,15 @@ def constant_of_shape(flow: Flow, node: Node) -> list[Labels]:
     follow_target(flow, node, 0, made, elements)
     flow.map.rederive.append((node, "fill"))
     return [made]
+
+
+def _takes_all(node: Node, places: list[int]) -> bool:
+    """Return whether the region that a Resize crops to is stored, and is all of the axes at `places`."""
+    region = node.constant(1)
+    if region is None:
+        return not places
+    starts, ends = np.split(np.ravel(region), 2)
+    return all(starts[place] == 0 and ends[place] == 1 for place in places)
 
 
 def _settled(flow: Flow, node: Node, index: int, axes: list[int], elements: dict[int, int]) -> list[int]:

@@ -95,6 +95,7 @@ def settle_opset(model: Model) -> Model:
     if version >= OLDEST_OPSET:
         return model
     converted = convert_opset(model, OLDEST_OPSET)
+    converted.converted_from = version
     converted.notes.append(f"converted from opset {version} to opset {OLDEST_OPSET}")
     return converted
 

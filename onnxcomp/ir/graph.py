@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,18 @@ from numpy.typing import NDArray
 
 from onnxcomp.errors import ModelError
 
-__all__ = ["Array", "Constant", "Graph", "Node", "Value", "Variable", "frozen", "is_default_domain"]
+__all__ = [
+    "Array",
+    "Constant",
+    "Graph",
+    "Lookup",
+    "Node",
+    "Taken",
+    "Value",
+    "Variable",
+    "frozen",
+    "is_default_domain",
+]
 
 Array: TypeAlias = NDArray[Any]
 """Stored or computed tensor data of any dtype."""
@@ -140,8 +152,21 @@ class Node(gs.Node):
         return value
 
 
-class Graph(gs.Graph):
-    """The top-level graph. `nodes` is in topological order; `constants` holds every stored tensor by name."""
+@dataclass
+class Taken:
+    """The names that a graph bears at one time, for runs of edits that would gather them anew at every one.
+
+    Attributes:
+        names: those of values and nodes in any scope; what is stored with its help is added.
+        captured: those of values that subgraphs read.
+    """
+
+    names: set[str]
+    captured: set[str]
+
+
+class Lookup(gs.Graph):
+    """What can be asked of a graph."""
 
     nodes: list[Node]
     inputs: list[Variable]
@@ -151,7 +176,6 @@ class Graph(gs.Graph):
         super().__init__(name=name, doc_string=doc_string, opset=opset)
         self.constants: dict[str, Constant] = {}
 
-    # --- looking -----------------------------------------------------------------------------------------------
     def values(self) -> dict[str, Value]:
         """Return every named value of the graph by name: inputs, constants, node outputs, in that order."""
         found: dict[str, Value] = {v.name: v for v in self.inputs}
@@ -184,9 +208,18 @@ class Graph(gs.Graph):
                 if read is value:
                     yield node, index
 
-    def sole_use(self, value: Value) -> Node | None:
-        """Return the only reader of `value`, or None where it is read twice, captured, an output or unread."""
-        if len(value.outputs) != 1 or self.is_output(value) or value.name in self.captured():
+    def taken(self) -> Taken:
+        """Return the names that are in use now."""
+        return Taken(self.names(), self.captured())
+
+    def sole_use(self, value: Value, captured: Collection[str] | None = None) -> Node | None:
+        """Return the only reader of `value`, or None where it is read twice, captured, an output or unread.
+
+        `captured` is what `captured()` gave, where that is known.
+        """
+        if len(value.outputs) != 1 or self.is_output(value):
+            return None
+        if value.name in (self.captured() if captured is None else captured):
             return None
         node: Node = value.outputs[0]
         return node
@@ -200,7 +233,10 @@ class Graph(gs.Graph):
             name = f"{base}_{count}"
         return name
 
-    # --- editing -----------------------------------------------------------------------------------------------
+
+class Graph(Lookup):
+    """The top-level graph. `nodes` is in topological order; `constants` holds every stored tensor by name."""
+
     def add_constant(self, name: str, values: Array) -> Constant:
         """Register a new stored tensor under `name` (made unique) and return it."""
         constant = Constant(self.fresh_name(name), values)
@@ -218,18 +254,23 @@ class Graph(gs.Graph):
         while len(node.inputs) > keep:
             node.inputs.pop()
 
-    def set_constant(self, node: Node, index: int, values: Array, suffix: str = "onnxcomp") -> Constant:
+    def set_constant(
+        self, node: Node, index: int, values: Array, suffix: str = "onnxcomp", taken: Taken | None = None
+    ) -> Constant:
         """Give `node` its own constant as input `index`.
 
-        The name of the old constant is kept where nothing else reads it; otherwise a new one ends in `__suffix`.
+        The name of the old constant is kept where nothing else reads it; otherwise a new one ends in `__suffix`. `taken`
+        are the names in use, where they are known.
         """
         old = node.input(index)
-        if isinstance(old, Constant) and self.sole_use(old) is node:
+        if isinstance(old, Constant) and self.sole_use(old, taken.captured if taken else None) is node:
             name = old.name
             self.constants.pop(name, None)
         else:
             base = old.name if old is not None else f"{node.name or node.output.name}.{index}"
-            name = self.fresh_name(f"{base}__{suffix}")
+            name = self.fresh_name(f"{base}__{suffix}", taken.names if taken else None)
+            if taken is not None:
+                taken.names.add(name)
         constant = Constant(name, values)
         if isinstance(old, Constant):
             constant.doc_string, constant.metadata = old.doc_string, dict(old.metadata)

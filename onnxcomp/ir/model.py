@@ -26,6 +26,7 @@ class Model:
         graph_extras: fields of GraphProto with no place in the graph (quantization annotations, metadata).
         notes: what loading had to mend, one sentence each.
         sources: the files the model was read from, which are never written to.
+        converted_from: version of the standard operators in the file, where that is not the model's own.
         aliases: names of nodes in the loaded file -> names now; an absent key means unchanged, "" means removed.
     """
 
@@ -45,6 +46,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()
+    converted_from: int | None = None
 
     @property
     def opset(self) -> int:

@@ -106,7 +106,7 @@ REDUCTIONS = frozenset(
 """Operators that reduce over axes given by an attribute or by input 1."""
 
 MIXES_AXIS = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "CumSum": None, "LpNormalization": -1}
-"""Operators that mix elements along one axis only, with the default of their `axis` attribute."""
+"""Operators that mix elements along one axis only, with the default of their `axis` attribute; None where it is input 1."""
 
 NORMALISES_TAIL = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Operators that normalise over all axes from their attribute `axis` (-1 by default) on."""

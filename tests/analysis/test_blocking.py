@@ -158,6 +158,11 @@ def test_an_operator_that_mixes_channels_blocks_them(op: str) -> None:
     )
 
 
+def test_a_running_sum_over_space_lets_channels_through() -> None:
+    cut = check_cut(framed("k = CumSum(i, two)", ", int64 two = {2}"))
+    assert cut.groups["i"].blocked is None
+
+
 def test_softmax_over_space_lets_channels_through() -> None:
     cut = check_cut(framed("k = Softmax(i)"))
     assert cut.groups["i"].blocked is None

@@ -179,22 +179,40 @@ def test_sizes_that_begin_with_those_of_another_value_follow_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "size"),
+    ("call", "size", "reason"),
     [
-        ("u = Resize(h, , scales)", 6),
-        ('u = Resize<coordinate_transformation_mode="tf_crop_and_resize">(h, roi, ones)', 8),
+        ("u = Resize(h, , scales)", 6, "resizes the axis of the channels"),
+        (
+            'u = Resize<coordinate_transformation_mode="tf_crop_and_resize">(h, roi, ones)',
+            8,
+            "may take a part of the axis of the channels",
+        ),
     ],
 )
-def test_resizing_over_the_channels_blocks_them(call: str, size: int) -> None:
+def test_resizing_over_the_channels_blocks_them(call: str, size: int, reason: str) -> None:
     found = stays(
         net(
             "(float[1,3,8,8] x) => (float[1,4,8,8] y)",
             f"float[8,3,1,1] a, float[4,{size},1,1] b, float[4] ones = {{1.0,1.0,1.0,1.0}},"
-            " float[4] scales = {1.0,0.75,1.0,1.0}, float[8] roi = {0.0,0.0,0.0,0.0,1.0,1.0,1.0,1.0}",
+            " float[4] scales = {1.0,0.75,1.0,1.0}, float[8] roi = {0.0,0.25,0.0,0.0,1.0,1.0,1.0,1.0}",
             f"h = Conv(x, a) {call} y = Conv(u, b)",
         )
     )
-    assert found["h"] == "Resize 'u' resizes the axis of the channels"
+    assert found["h"] == f"Resize 'u' {reason}"
+
+
+def test_cropping_space_leaves_the_channels_free() -> None:
+    cut = hold(
+        net(
+            "(float[1,3,8,8] x) => (float[1,4,12,12] y)",
+            "float[8,3,1,1] a, float[4,8,1,1] b, float[4] grow = {1.0,1.0,1.5,1.5},"
+            " float[8] roi = {0.0,0.0,0.1,0.1,1.0,1.0,0.9,0.9}",
+            'h = Conv(x, a) u = Resize<mode="linear",coordinate_transformation_mode="tf_crop_and_resize">(h, roi, grow)'
+            " y = Conv(u, b)",
+            13,
+        )
+    )
+    assert free(cut.groups) == {"h": 8}
 
 
 def test_scales_that_are_computed_block() -> None:

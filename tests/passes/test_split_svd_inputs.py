@@ -83,6 +83,21 @@ QUANTIZED = "q = QuantizeLinear(w, s, z) d = DequantizeLinear(q, s, z) h = Conv(
             "y",
             "its weight is a stack of matrices, one for each entry of a batch",
         ),
+        ("(float[N,20] x) => (float[N] y)", "float[20] w", "y = MatMul(x, w)", "y", "its weight is a vector"),
+        (
+            "(float[8,6] x) => (float[6,30] y)",
+            "float[8,30] w",
+            "y = Gemm<transA=1>(x, w)",
+            "y",
+            "it transposes what it reads (transA)",
+        ),
+        (
+            "(float[8,20] x) => (float[8,30] y)",
+            "float[20,30] w, float[8,1] b",
+            "y = Gemm(x, w, b)",
+            "y",
+            "its bias has a number for every row",
+        ),
         (
             "(float[N,8,9,9] x, bool[1] c) => (float[N,12,7,7] y)",
             "float[12,8,3,3] w, float[12,8,3,3] v",

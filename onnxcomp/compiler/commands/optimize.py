@@ -184,9 +184,13 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 
 def _write(prepared: Prepared, model: Model, path: Path, changed: bool) -> list[Path]:
-    """Write `model` to `path`, or a copy of the input file where nothing changed, and return the files written."""
+    """Write `model` to `path`, or a copy of the input file where nothing changed, and return the files written.
+
+    A file of an old opset is not copied: what was verified is the model it was converted to.
+    """
     source, facts = prepared.request.source, prepared.loaded.facts
-    if changed or source is None or facts is None or facts.external:
+    converted = model.converted_from is not None
+    if changed or converted or source is None or facts is None or facts.external:
         return save(model, path)
     with source.open("rb") as given, replacing(path) as (stream,):
         shutil.copyfileobj(given, stream)

@@ -212,9 +212,7 @@ def _blocked(
     if left_alone(node.name):
         return "it is excluded"
     if linear is None:
-        stored = [c for i in range(2) if (c := node.constant(i)) is not None]
-        stacked = "its weight is a stack of matrices, one for each entry of a batch"
-        return not_refitted(node) or (stacked if stored else "its weight is computed, not stored")
+        return not_refitted(node) or "its weight is computed, not stored"
     if linear.input not in shapes or linear.output not in shapes:
         return "its sizes are not known"
     return shared_weight(model, linear) or too_wide(linear)

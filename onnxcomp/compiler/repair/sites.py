@@ -73,7 +73,8 @@ def damaged_sites(
     for node in cut.graph.nodes:
         dirty = changed.reach(node)
         linear = linear_node(node)
-        was = linear_node(before[node.name])
+        # A cut may add nodes: a Concat of sizes of its own for a reader of one that others share.
+        was = linear_node(before[node.name]) if node.name in before else None
         if linear is not None and was is not None:
             name = was.node.inputs[was.weight].name
             sliced = (name, was.out_axis) in kept

@@ -57,6 +57,26 @@ def test_where_nothing_changed_a_copy_can_be_had(tmp_path: Path) -> None:
     assert result.report.status == "unchanged"
 
 
+def test_what_was_converted_is_written_as_it_was_verified(tmp_path: Path) -> None:
+    source = tmp_path / "old.onnx"
+    add = onnx.helper.make_node("Add", ["x", "w"], ["y"], axis=1, broadcast=1)
+    graph = onnx.helper.make_graph(
+        [add],
+        "g",
+        [
+            onnx.helper.make_tensor_value_info(name, 1, shape)
+            for name, shape in {"x": [2, 3], "w": [3]}.items()
+        ],
+        [onnx.helper.make_tensor_value_info("y", 1, [2, 3])],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 6)], ir_version=3), source
+    )
+    result = onnxcomp.optimize(source, "remove-dead", output=tmp_path / "out.onnx", allow_noop=True)
+    assert result.report.status == "unchanged"
+    assert onnx.load(tmp_path / "out.onnx").opset_import[0].version >= 13
+
+
 def test_a_second_run_replaces_what_the_first_left_in_the_metadata(tmp_path: Path) -> None:
     proto = onnx.load(write_classifier(tmp_path))
     onnx.helper.set_model_props(proto, {"author": "somebody", "onnxcomp.calibration": "random"})

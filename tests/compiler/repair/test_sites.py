@@ -258,3 +258,17 @@ def test_what_follows_from_a_subgraph_that_reads_a_damaged_value_is_refitted() -
         " else_branch = e () => (float[N,8,2,2] q) { q = Neg(two) }> y = Conv(z, d)",
     )
     assert list(sites_of(text, {group_of(text, "one"): [0, 1, 2]})) == ["two", "y"]
+
+
+def test_nodes_that_a_cut_adds_are_no_sites() -> None:
+    # Two views share one Concat of sizes; the cut gives one of them a Concat of its own.
+    text = net(
+        "(float[N,T,8] x) => (float[a,b,c,e] y)",
+        "float[8,8] q, float[8,8] k, int64[2] axes = {0,1}, int64[2] split = {2,4}, float[4,3] o, float[4,3] p",
+        "i = MatMul(x, q) j = MatMul(x, k) s = Shape(x) f = Gather(s, axes) sizes = Concat<axis=0>(f, split)"
+        " a = Reshape(i, sizes) b = Reshape(j, sizes) c = MatMul(a, o) g = MatMul(b, p) y = Add(c, g)",
+    )
+    name = group_of(text, "i")
+    original, left, _ = cut(text, {name: [0, 1]})
+    assert {n.name for n in left.graph.nodes} - {n.name for n in original.graph.nodes}
+    assert set(sites_of(text, {name: [0, 1]})) == {"c"}
