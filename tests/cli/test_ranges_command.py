@@ -14,14 +14,15 @@ from onnxcomp.cli.main import cli
 from onnxcomp.ir.files import load
 from tests.support.pruning import ZOO
 
-NET = shlex.quote(str(ZOO / "digits_resnet.onnx"))
+NET = shlex.quote(str(ZOO / "digits_mlp.onnx"))
+CONVOLUTIONS = shlex.quote(str(ZOO / "digits_resnet.onnx"))
 DATA = shlex.quote(str(ZOO / "digits_calibration.npz"))
 
 
-def optimize(out: str, rest: str = "", options: str = "", code: int = 0) -> str:
+def optimize(out: str, rest: str = "", options: str = "", code: int = 0, net: str = NET) -> str:
     steps = f"fold-batchnorm,insert-qdq{{rounding=nearest bias-correction=false {options}}}"
     words = (
-        f"optimize {NET} -o {out}.onnx --passes '{steps}' --calibration {DATA} --samples 24 --threads 1 "
+        f"optimize {net} -o {out}.onnx --passes '{steps}' --calibration {DATA} --samples 24 --threads 1 "
         f"--report {out}.json {rest}"
     )
     result = CliRunner().invoke(cli, shlex.split(words))
@@ -47,14 +48,14 @@ def write(document: Any, name: str = "given.json") -> None:
 def test_a_run_that_takes_the_ranges_of_another_observes_nothing_and_writes_the_same_bytes(
     options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimize("first", "--calibration random:9", f"edges=integers {options}")
+    optimize("first", "--calibration random:9", f"edges=integers {options}", net=CONVOLUTIONS)
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing is to be observed")
 
     monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.observe_values", refuse)
     monkeypatch.setattr("onnxcomp.compiler.quantization.quantizer.value_sensitivity", refuse)
-    optimize("second", "--ranges first.json", f"edges=integers {options}")
+    optimize("second", "--ranges first.json", f"edges=integers {options}", net=CONVOLUTIONS)
     assert ranges("second") == ranges("first")
     first, second = (load(Path(f"{name}.onnx")) for name in ("first", "second"))
     assert first.graph.constants.keys() == second.graph.constants.keys()
@@ -64,11 +65,11 @@ def test_a_run_that_takes_the_ranges_of_another_observes_nothing_and_writes_the_
 
 def test_one_given_range_is_taken_and_the_others_are_observed() -> None:
     # With effects on the outputs, streams of additions that share a scale would follow.
-    optimize("first", options="observer=mse")
+    optimize("first", options="observer=mse", net=CONVOLUTIONS)
     before = ranges("first")
     name = list(before)[3]
     write({"schema_version": 1, "ranges": {name: [0, 300]}})
-    optimize("second", "--ranges given.json", "observer=mse")
+    optimize("second", "--ranges given.json", "observer=mse", net=CONVOLUTIONS)
     after = ranges("second")
     assert after[name] == pytest.approx([0, 300], rel=1e-6)
     for key, ends in before.items():
