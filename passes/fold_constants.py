@@ -134,6 +134,9 @@ def _run(model: Model, islands: Sequence[Island], threads: int) -> dict[Variable
     nodes = [node for island in islands for node in island.nodes]
     source = segment_bytes(model, nodes, {}, list(wanted), {})
     found = Session(source, optimize=False, threads=threads).run({})
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray):
+            raise ModelError(f"{name!r} is no dense tensor")
     return {wanted[name]: _as_stored(values) for name, values in found.items()}
 
 
