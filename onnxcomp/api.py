@@ -29,6 +29,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.proto import to_proto
 from onnxcomp.ir.temporary import prefix
 from onnxcomp.presets import pipeline_of
+from onnxcomp.runtime.bench import Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -227,7 +228,7 @@ def bench(
     Raises:
         UsageError, ModelError: the call or a model is wrong, or the inputs of the models differ.
     """
-    plan = BenchPlan(tuple(batches), rounds, repeats, warmup, fresh=memory)
+    plan = BenchPlan(tuple(batches), Turns(rounds, repeats, warmup), fresh=memory)
     sizes = {name: tuple(shape) for name, shape in (set_shape or {}).items()}
     request = Request(
         set_shape=sizes,

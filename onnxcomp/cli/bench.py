@@ -105,8 +105,9 @@ def bench(
     from onnxcomp.compiler.commands.bench import BenchPlan, bench_files
     from onnxcomp.compiler.run.report import to_json
     from onnxcomp.compiler.run.request import Request
+    from onnxcomp.runtime.bench import Turns
 
-    plan = BenchPlan(batches or (), rounds, repeats, warmup, fresh=not no_memory)
+    plan = BenchPlan(batches or (), Turns(rounds, repeats, warmup), fresh=not no_memory)
     request = Request(**options)
     files: dict[str, Path] = {}
     for number, path in enumerate(models, 1):

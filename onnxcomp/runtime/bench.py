@@ -22,7 +22,16 @@ from onnxcomp.numerics.arrays import Array, Shapes
 from onnxcomp.runtime.inputs import noise
 from onnxcomp.runtime.session import Session, SessionError
 
-__all__ = ["Benchmark", "Latency", "Runner", "batch_feeds", "batch_shapes", "bench_models", "measure_latency"]
+__all__ = [
+    "Benchmark",
+    "Latency",
+    "Runner",
+    "Turns",
+    "batch_feeds",
+    "batch_shapes",
+    "bench_models",
+    "measure_latency",
+]
 
 Feeds = Mapping[str, Array]
 Clock = Callable[[], float]
@@ -33,6 +42,15 @@ class Runner(Protocol):
 
     def run(self, feeds: Feeds) -> object:
         """Run once."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How often candidates run: `rounds` of `repeats` timed runs each, after `warmup` runs that are not timed."""
+
+    rounds: int = 20
+    repeats: int = 5
+    warmup: int = 3
 
 
 @dataclass(frozen=True)
@@ -82,13 +100,11 @@ class Benchmark:
 
 def bench_models(
     models: Mapping[str, Model],
+    turns: Turns = Turns(),
     *,
     shapes: Shapes | None = None,
     batches: Sequence[int] = (1,),
     threads: int = 1,
-    rounds: int = 20,
-    repeats: int = 5,
-    warmup: int = 3,
     seed: int = 0,
     custom_op_libs: Sequence[str] = (),
 ) -> Benchmark:
@@ -117,7 +133,7 @@ def bench_models(
             sessions[name] = Session(model, threads=threads, custom_op_libs=custom_op_libs)
         except SessionError as problem:
             raise SessionError(f"{name}: {problem}") from problem
-    return measure_latency(sessions, feeds, threads=threads, rounds=rounds, repeats=repeats, warmup=warmup)
+    return measure_latency(sessions, feeds, turns, threads=threads)
 
 
 def batch_feeds(
@@ -192,25 +208,23 @@ def _sizes(
 def measure_latency(
     sessions: Mapping[str, Runner],
     feeds: Mapping[int, Feeds],
+    turns: Turns = Turns(),
     *,
     threads: int = 1,
-    rounds: int = 20,
-    repeats: int = 5,
-    warmup: int = 3,
     wall: Clock = time.perf_counter,
     cpu: Clock = time.thread_time,
 ) -> Benchmark:
     """Time `sessions` by name on `feeds` by batch size; ratios are to the first.
 
-    At each batch size every candidate first runs `warmup` times, untimed. Then, in each of `rounds`, each candidate in its
-    turn runs `repeats` times, every run timed on its own; odd rounds go backwards. `threads` is what the sessions were
+    At each batch size every candidate first runs `turns.warmup` times, untimed. Then, in each of `turns.rounds`, each candidate in its
+    turn runs `turns.repeats` times, every run timed on its own; odd rounds go backwards. `threads` is what the sessions were
     opened with. The clocks `wall` and `cpu` return seconds.
 
     Raises:
         UsageError: where there is nothing to measure.
         SessionError: where a candidate does not run, naming it.
     """
-    for what, number in (("rounds", rounds), ("repeats", repeats)):
+    for what, number in (("rounds", turns.rounds), ("repeats", turns.repeats)):
         if number < 1:
             raise UsageError(f"{number} {what} measure nothing; give 1 or more")
     if not sessions or not feeds:
@@ -219,15 +233,15 @@ def measure_latency(
     for batch, feed in feeds.items():
         for name, session in sessions.items():
             with _named(name):
-                for _ in range(warmup):
+                for _ in range(turns.warmup):
                     session.run(feed)
         times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in sessions}
-        for name in _turns(list(sessions), rounds):
+        for name in _turns(list(sessions), turns.rounds):
             with _named(name):
-                times[name].append([_time(sessions[name], feed, wall, cpu) for _ in range(repeats)])
+                times[name].append([_time(sessions[name], feed, wall, cpu) for _ in range(turns.repeats)])
         tables = {name: np.array(rows) for name, rows in times.items()}
         latencies += [_latency(name, batch, tables, threads) for name in sessions]
-    return Benchmark(tuple(latencies), threads, rounds, repeats, warmup)
+    return Benchmark(tuple(latencies), threads, turns.rounds, turns.repeats, turns.warmup)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.errors import UsageError
-from onnxcomp.runtime.bench import Clock, Feeds, Runner, measure_latency
+from onnxcomp.runtime.bench import Clock, Feeds, Runner, Turns, measure_latency
 
 __all__ = ["Effort", "Ratio", "fastest", "steady_ratio"]
 
@@ -92,9 +92,8 @@ def steady_ratio(
     sessions = {"reference": reference, "candidate": candidate}
     start, rows = wall(), list[tuple[float, float]]()
     while True:
-        made = measure_latency(
-            sessions, {1: feed}, rounds=4, repeats=3, warmup=0 if rows else 5, wall=cpu, cpu=cpu
-        )
+        turns = Turns(rounds=4, repeats=3, warmup=0 if rows else 5)
+        made = measure_latency(sessions, {1: feed}, turns, wall=cpu, cpu=cpu)
         rows.append((made.at("reference", 1).minimum, made.at("candidate", 1).minimum))
         spent = wall() - start
         result = _ratio(rows, effort.within)

@@ -16,6 +16,7 @@ from onnxcomp.runtime import bench
 from onnxcomp.runtime.bench import (
     Benchmark,
     Latency,
+    Turns,
     batch_feeds,
     batch_shapes,
     bench_models,
@@ -43,8 +44,16 @@ class Bench:
 
     def measure(self, *sessions: _Scripted, **options: Any) -> Benchmark:
         feeds = options.pop("feeds", {1: {"x": np.zeros((1, 3))}})
+        turns = Turns(
+            **{name: options.pop(name) for name in ("rounds", "repeats", "warmup") if name in options}
+        )
         return measure_latency(
-            {s.name: s for s in sessions}, feeds, wall=lambda: self.wall, cpu=lambda: self.cpu, **options
+            {s.name: s for s in sessions},
+            feeds,
+            turns,
+            wall=lambda: self.wall,
+            cpu=lambda: self.cpu,
+            **options,
         )
 
 
@@ -137,7 +146,7 @@ def test_clocks_too_coarse_to_see_a_run_give_no_division_by_zero() -> None:
 
 
 def test_results_are_frozen_plain_numbers() -> None:
-    result = bench_models({"one": RELU, "two": TWICE}, batches=(1, 2), rounds=2, repeats=2, warmup=1)
+    result = bench_models({"one": RELU, "two": TWICE}, Turns(2, 2, 1), batches=(1, 2))
     assert (result.threads, result.rounds, result.repeats, result.warmup) == (1, 2, 2, 1)
     assert [(one.name, one.batch, one.runs) for one in result.latencies] == [
         (name, batch, 4) for batch in (1, 2) for name in ("one", "two")
@@ -157,8 +166,8 @@ def test_models_run_optimized_on_one_thread_unless_told_otherwise(monkeypatch: p
         return Session(source, **options)
 
     monkeypatch.setattr(bench, "Session", opening)
-    bench_models({"one": RELU}, rounds=1, repeats=1)
-    bench_models({"one": RELU}, rounds=1, repeats=1, threads=2)
+    bench_models({"one": RELU}, Turns(1, 1))
+    bench_models({"one": RELU}, Turns(1, 1), threads=2)
     assert [options["threads"] for options in opened] == [1, 2]
     assert all(options.get("optimize", True) for options in opened)
 

@@ -27,7 +27,7 @@ from onnxcomp.api import Optimized
 from onnxcomp.errors import BudgetError
 from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.bench import Benchmark, batch_feeds, bench_models
+from onnxcomp.runtime.bench import Benchmark, Turns, batch_feeds, bench_models
 from onnxcomp.runtime.observe import observe_shapes
 from tools.bench.document import write_document
 
@@ -158,10 +158,9 @@ def measure(name: str, path: Path, plan: Plan) -> Row:
     found, notes = candidates(path, plan)
     benchmark = bench_models(
         {one.name: one.model for one in found},
+        Turns(plan.rounds, plan.repeats),
         batches=plan.batches,
         threads=plan.threads,
-        rounds=plan.rounds,
-        repeats=plan.repeats,
     )
     return Row(name, tuple(found), benchmark, tuple(notes))
 

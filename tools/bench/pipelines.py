@@ -26,7 +26,7 @@ from rich.table import Table
 import onnxcomp
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import OnnxcompError, UsageError
-from onnxcomp.runtime.bench import batch_feeds, bench_models
+from onnxcomp.runtime.bench import Turns, batch_feeds, bench_models
 from tools.bench.document import write_document
 from tools.bench.pipeline_cases import FOLDED, NETWORKS, Network, Try, tries_for
 from tools.bench.prune import EXACT, ROOT
@@ -117,7 +117,7 @@ def try_all(subject: Subject, folder: Path, rounds: int, tell: Callable[[str], N
 def _times(model: Path, written: Mapping[str, Path], rounds: int) -> dict[str, tuple[float, float]]:
     """Return by name the share of the original's time by rounds and of the minima, all measured in one run."""
     models = {ORIGINAL: onnxcomp.load(model)} | {name: onnxcomp.load(file) for name, file in written.items()}
-    bench = bench_models(models, threads=1, rounds=rounds, repeats=5)
+    bench = bench_models(models, Turns(rounds, 5), threads=1)
     return {name: (one.ratio_paired, one.ratio_minimum) for name in models for one in (bench.at(name, 1),)}
 
 

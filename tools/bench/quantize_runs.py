@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import onnxcomp
-from onnxcomp.runtime.bench import bench_models
+from onnxcomp.runtime.bench import Turns, bench_models
 from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import fusion_of
 from onnxcomp.runtime.session import Session
@@ -298,7 +298,7 @@ def _latencies(case: Case, setting: Setting, written: Mapping[str, Path]) -> dic
     """Return by candidate the time as a share of the original's, by round and of the minima: batch 1, one thread."""
     models = {"original": onnxcomp.load(case.model_path(setting.shared))}
     models |= {name: onnxcomp.load(path) for name, path in written.items()}
-    bench = bench_models(models, threads=1, rounds=40, repeats=5)
+    bench = bench_models(models, Turns(40, 5), threads=1)
     return {name: (one.ratio_paired, one.ratio_minimum) for name in written for one in (bench.at(name, 1),)}
 
 

@@ -16,7 +16,7 @@ from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.ir.fixing import fix_input_shapes
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
-from onnxcomp.runtime.bench import Latency, batch_feeds, measure_latency
+from onnxcomp.runtime.bench import Latency, Turns, batch_feeds, measure_latency
 from onnxcomp.runtime.fusion import Fusion, fusion_of, is_quantized
 from onnxcomp.runtime.inputs import PIECE_LIMIT, Shapes, runnable_shapes
 from onnxcomp.runtime.session import Session, SessionError, missing_library
@@ -30,15 +30,13 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What to measure: `batches` are sizes, one that the models fix or 1 if empty; see `measure_latency` for the next three.
+    """What to measure: `batches` are sizes, one that the models fix or 1 if empty; `turns` how often each model runs.
 
     With `fresh`, start-up time and peak memory are taken in processes of their own.
     """
 
     batches: tuple[int, ...] = ()
-    rounds: int = 20
-    repeats: int = 5
-    warmup: int = 3
+    turns: Turns = field(default_factory=Turns)
     fresh: bool = True
 
 
@@ -106,10 +104,8 @@ def bench_files(
     made = measure_latency(
         {c.name: c.session for c in candidates},
         feeds,
+        plan.turns,
         threads=request.threads,
-        rounds=plan.rounds,
-        repeats=plan.repeats,
-        warmup=plan.warmup,
     )
     notes: list[str] = []
     models = tuple(_benched(c, feeds, request, plan, notes, listener) for c in candidates)
@@ -119,9 +115,9 @@ def bench_files(
         models,
         made.latencies,
         request.threads,
-        plan.rounds,
-        plan.repeats,
-        plan.warmup,
+        plan.turns.rounds,
+        plan.turns.repeats,
+        plan.turns.warmup,
         request.seed,
         used,
         tuple(notes),
@@ -132,9 +128,9 @@ def _check(paths: Sequence[Path], request: Request, plan: BenchPlan) -> None:
     if not paths:
         raise UsageError("there is nothing to measure; give one model or more")
     for name, value, least in (
-        ("rounds", plan.rounds, 1),
-        ("repeats", plan.repeats, 1),
-        ("warmup", plan.warmup, 0),
+        ("rounds", plan.turns.rounds, 1),
+        ("repeats", plan.turns.repeats, 1),
+        ("warmup", plan.turns.warmup, 0),
         ("threads", request.threads, 0),
         ("seed", request.seed, 0),
         *(("batch", batch, 1) for batch in plan.batches),

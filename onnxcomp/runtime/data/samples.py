@@ -150,17 +150,7 @@ class Samples:
         Raises:
             DataError: as `batches`.
         """
-        hashes = {spec.name: hashlib.sha256() for spec in self.inputs}
-        for whole, feeds in self._batches(32):
-            for name, array in feeds.items():
-                for sample in [array] if whole else [array[i : i + 1] for i in range(len(array))]:
-                    hashes[name].update(f"{sample.shape}".encode())
-                    text = sample.dtype.hasobject
-                    hashes[name].update(json.dumps(sample.tolist()).encode() if text else sample.tobytes())
-        parts = [[spec.name, str(spec.dtype), hashes[spec.name].hexdigest()] for spec in self.inputs]
-        labels = self.labels()
-        marks = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
-        return hashlib.sha256(json.dumps([parts, marks]).encode()).hexdigest()
+        return _digest(self.inputs, self._batches(32), self.labels)
 
     def _with(self, stop: int | None = None, chosen: NDArray[np.int64] | None = None) -> Samples:
         return Samples(self.source, self._origin, self._fitter, stop=stop, chosen=chosen)
@@ -197,6 +187,25 @@ class Samples:
             start = stop
             if last is not None and start >= last:
                 return
+
+
+def _digest(
+    inputs: Sequence[InputSpec],
+    batches: Iterable[tuple[bool, Feeds]],
+    labels: Callable[[], NDArray[np.int64] | None],
+) -> str:
+    """Return the sha256 over `batches`, whole feeds and rows alike, and then over what `labels` returns."""
+    hashes = {spec.name: hashlib.sha256() for spec in inputs}
+    for whole, feeds in batches:
+        for name, array in feeds.items():
+            for sample in [array] if whole else [array[i : i + 1] for i in range(len(array))]:
+                hashes[name].update(f"{sample.shape}".encode())
+                text = sample.dtype.hasobject
+                hashes[name].update(json.dumps(sample.tolist()).encode() if text else sample.tobytes())
+    parts = [[spec.name, str(spec.dtype), hashes[spec.name].hexdigest()] for spec in inputs]
+    found = labels()
+    marks = None if found is None else hashlib.sha256(found.tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps([parts, marks]).encode()).hexdigest()
 
 
 class _Packer:
