@@ -98,7 +98,7 @@ def bench(
 
     The models take turns, so that a machine that slows down does so for all; a ratio is the median over rounds. Memory
     is what a fresh process takes for one run of the largest batch, beyond onnxruntime itself; the start is the time from
-    loading to the first result. Of quantized models onnxruntime's own graph tells how many nodes run on integers, how
+    loading to the first result. Of quantized models onnxruntime's own graph says how many nodes run on integers, how
     many were meant to and stayed float, and how many are float by nature.
     """
     from onnxcomp.cli.progress import Teller

@@ -88,4 +88,4 @@ def _show_findings(model: Path, target: Target, findings: Sequence[Finding], eve
         say((f"{model.name} does not suit {target.name}", "bold red"), f": {count_text(hard, 'violation')}")
     else:
         advice = f", {count_text(len(findings), 'piece')} of advice" if findings else ""
-        say(f"{model.name} suits {target.name}, as far as the rules tell{advice}")
+        say(f"{model.name} suits {target.name}, as far as the rules say{advice}")

@@ -58,7 +58,7 @@ _SETTINGS: dict[Kind, dict[str, Any]] = {
     "sizes": {"type": _sizes, "multiple": True, "callback": _table},
     "preprocess": {"callback": _read_table},
 }
-"""What click is told of the kinds of options."""
+"""What click gets for the kinds of options."""
 
 
 def changed(name: str, *, help: str, default: Any = ...) -> RunOption:

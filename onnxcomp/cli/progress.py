@@ -1,4 +1,4 @@
-"""What is told on stderr while a run goes on: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+"""What is reported on stderr while a run goes on: bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _STYLES = {"changed": "green", "unchanged": "dim", "rolled-back": "bold yellow",
 
 
 class Teller(Listener):
-    """Tells on stderr how a run goes on; use it as a context, so that Ctrl-C leaves the terminal as it was.
+    """Reports on stderr how a run goes on; use it as a context, so that Ctrl-C leaves the terminal as it was.
 
-    With `verbose` every change and every skip is told, otherwise their number.
+    With `verbose` every change and every skip is reported, otherwise their number.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -63,28 +63,28 @@ class Teller(Listener):
             self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Tell something that the user should know."""
+        """Report something that the user should know."""
         self._say(Text.assemble(("note: ", "cyan"), clean(text)))
 
     def stage(self, text: str) -> None:
-        """Tell that something other than a pass begins."""
+        """Report that something other than a pass begins."""
         self._prefix = ""
         note_stage(text)
         self._show(clean(text), 0, 0)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Tell how far long work has come."""
+        """Report how far long work has come."""
         self._show(f"{self._prefix}{clean(what)}", done, total)
 
     def pass_started(self, step: Pass, number: int, total: int) -> None:
-        """Tell that a pass begins."""
+        """Report that a pass begins."""
         self._prefix = f"[{number}/{total}] {step.name}: "
         self._told = time.monotonic()
         note_stage(f"{step.name} was running")
         self._show(self._prefix.rstrip(": "), 0, 0)
 
     def pass_finished(self, run: PassRun) -> None:
-        """Tell what became of a pass."""
+        """Report the result of a pass."""
         prefix, self._prefix = self._prefix, ""
         line = Text.assemble((prefix, "bold"), (run.status, _STYLES[run.status]), clean(_summary(run)))
         self._say(line)

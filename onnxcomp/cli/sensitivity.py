@@ -24,6 +24,10 @@ NAMED = 3
 """Places that the summary names at either end."""
 
 
+FORMER_ORDER = "harm"
+"""What `--sort sensitivity` was called, accepted for one version."""
+
+
 def levels(text: str) -> tuple[float, ...]:
     """Return the shares of a text such as `0.25,0.5`, ascending, each once.
 
@@ -41,8 +45,8 @@ def levels(text: str) -> tuple[float, ...]:
     examples=(
         "onnxcomp sensitivity model.onnx --calibration calibration.npz",
         "onnxcomp sensitivity model.onnx --calibration calibration.npz --samples 128 --levels 0.5 --json",
-        "onnxcomp sensitivity model.onnx --calibration calibration.npz --technique quantize --sort harm",
-        "onnxcomp sensitivity model.onnx --calibration calibration.npz --criterion l1 --sort harm --cache none",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --technique quantize --sort sensitivity",
+        "onnxcomp sensitivity model.onnx --calibration calibration.npz --criterion l1 --sort sensitivity --cache none",
     ),
 )
 @click.argument("model", metavar="IN", type=FILE)
@@ -80,10 +84,11 @@ def levels(text: str) -> tuple[float, ...]:
 @click.option(
     "--sort",
     "order",
-    type=click.Choice(["network", "harm"]),
+    type=click.Choice(["network", "sensitivity", FORMER_ORDER]),
+    metavar="[network|sensitivity]",
     default="network",
     show_default=True,
-    help="Order of rows: as in the network, or most harm per MAC saved first.",
+    help="Order of rows: as in the network, or most sensitive per MAC saved first.",
 )
 @run_options("exclude", MEASURED_SIZES, "decision", "seed")
 @click.option(
@@ -134,8 +139,12 @@ def sensitivity(
     with Teller(quiet=quiet or as_json) as teller:
         teller.stage(f"loading {model.name}")
         found = measure_sensitivity(request, [chosen], teller, cache=cache)
-    if order == "harm":
-        found = found.by_harm()
+        if order == FORMER_ORDER:
+            teller.note(
+                f"--sort {FORMER_ORDER} is now --sort sensitivity; the next version refuses the old word"
+            )
+    if order in ("sensitivity", FORMER_ORDER):
+        found = found.by_sensitivity()
     if as_json:
         click.echo(to_json(found), nl=False)
     else:

@@ -10,20 +10,18 @@ from typing import Any, TypeAlias
 
 from onnxcomp.errors import UsageError, hint
 from onnxcomp.ir.model import Model
+from onnxcomp.runtime.documents import READABLE_VERSIONS
 
 __all__ = ["Ranges", "check_ranges", "read_ranges"]
 
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """The lowest and the highest number by the name of the value."""
 
-SCHEMA_VERSION = 1
-"""Of the file of ranges: the same as of all JSON that onnxcomp writes."""
-
 CURE = "give the report of an earlier run with insert-qdq"
 
 
 def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
-    """Return the ranges in `path`: a file `{"schema_version": 1, "ranges": {NAME: [LOW, HIGH]}}`, or the report of a run.
+    """Return the ranges in `path`: a file `{"schema_version": 2, "ranges": {NAME: [LOW, HIGH]}}`, or the report of a run.
 
     Raises:
         UsageError: where it cannot be read, is no such file, or holds no ranges.
@@ -35,7 +33,7 @@ def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
     except (UnicodeDecodeError, ValueError, RecursionError) as problem:
         raise UsageError(f"--ranges {path} is no JSON; {CURE}") from problem
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         said = f"schema version {version} is not known here" if version is not None else "it is no report"
         raise UsageError(f"--ranges {path}: {said}; {CURE}")
     table = document.get("ranges") if "ranges" in document else _reported(document)
@@ -61,15 +59,15 @@ def _stored_first(model: Model) -> list[str]:
 
 
 def _reported(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ranges that the changes of a report tell of."""
+    """Return the ranges in the changes of a report."""
     found: dict[str, Any] = {}
     runs = document.get("runs")
     for run in runs if isinstance(runs, list) else []:
         for change in run.get("changes") or [] if isinstance(run, dict) else []:
             details = change.get("details") if isinstance(change, dict) else None
-            told = details.get("ranges") if isinstance(details, dict) else None
-            if isinstance(told, dict):
-                found.update(told)
+            found_here = details.get("ranges") if isinstance(details, dict) else None
+            if isinstance(found_here, dict):
+                found.update(found_here)
     return found
 
 

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import UsageError
+from onnxcomp.runtime.documents import READABLE_VERSIONS, SCHEMA_VERSION
 
 __all__ = ["Timings", "read_timings"]
-
-SCHEMA_VERSION = 1
-"""Of the file of timings: the same as of all JSON that onnxcomp writes."""
 
 _DIGITS = 6
 """Significant digits of a number; no clock knows more."""
@@ -105,7 +103,7 @@ def read_timings(path: Path) -> dict[str, float]:
 
 def _numbers(document: Any, path: Path) -> dict[str, float]:
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         said = f"schema version {version} is not known here" if version is not None else "it is no report"
         raise UsageError(f"--timings {path}: {said}; give the report of an earlier run")
     table = document.get("timings")

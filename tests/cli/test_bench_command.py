@@ -79,7 +79,7 @@ def test_the_table_has_a_row_per_model_and_batch_size() -> None:
 
 def test_json_says_all_of_it_under_a_schema_version() -> None:
     found = document(f"a.onnx b.onnx --batch 2,1,2 {QUICK} --set-shape x=1,3,5,6 --seed 3")
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert [(m["name"], m["file"]["path"]) for m in found["models"]] == [
         ("a.onnx", "a.onnx"),
         ("b.onnx", "b.onnx"),

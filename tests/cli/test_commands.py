@@ -143,7 +143,7 @@ def test_the_report_is_one_document_with_everything_about_the_run() -> None:
     )
     document = json.loads(Path("a.json").read_text())
     assert Path("a.json").read_text() == Path("b.json").read_text()
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["pipeline"] == "remove-dead,break,scale"
     assert [r["status"] for r in document["runs"]] == ["changed", "rolled-back", "changed"]
     assert document["runs"][0]["before"].keys() == {"nodes", "parameters", "bytes", "macs"}
@@ -228,7 +228,7 @@ def test_inspect_shows_nodes_costs_and_channel_groups() -> None:
 def test_inspect_as_json_is_one_document_and_nothing_else() -> None:
     result = run("inspect model.onnx --json")
     document = json.loads(result.stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert result.stderr == ""
     conv = document["nodes"][0]
     assert (conv["op"], conv["macs"], conv["parameters"], conv["shape"]) == ("Conv", 2592, 162, [1, 6, 4, 4])
@@ -255,7 +255,7 @@ def test_compare_shows_the_distance_of_two_files() -> None:
     assert "scores" in out
     assert "top1" in out
     document = json.loads(run("compare model.onnx half.onnx --data labelled.npz --json").stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["comparison"]["samples"] == 40
     assert document["comparison"]["outputs"][0]["relative"] == pytest.approx(0.5, rel=1e-5)
     same = json.loads(run("compare model.onnx model.onnx --data random:4 --json").stdout)

@@ -40,7 +40,7 @@ def test_without_data_made_images_keep_what_a_bare_cut_loses() -> None:
     assert found["comparison"]["accuracy_after"] > 95
     assert found["compared_on"] == "evaluation"
     (note,) = found["notes"]
-    assert note.startswith("data-free: 256 made samples, images of ")
+    assert note.startswith("data-free: 256 synthetic samples, images of ")
     assert note in result.stderr
     made = next(d for d in found["data"] if d["role"] == "calibration")
     assert (made["mode"], made["source"], made["samples"]) == ("none", "data made from the model", 256)

@@ -85,7 +85,7 @@ def test_a_narrow_terminal_gets_shares_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_json_is_one_document_with_every_figure() -> None:
     found = document("model.onnx --calibration data.npz --levels 0.5 --samples 30 --seed 3 --threads 1")
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert (found["measure"], found["decision"], found["samples"], found["seed"]) == (
         "divergence",
         "scores",
@@ -116,12 +116,15 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_error() -> None:
     assert "agree" not in out and "KL" not in out
 
 
-def test_rows_can_be_sorted_by_harm_per_mac() -> None:
+def test_rows_can_be_sorted_by_sensitivity_per_mac() -> None:
     words = f"{ZOO / 'digits_mlp.onnx'} --calibration {ZOO / 'digits_calibration.npz'} --samples 64"
-    plain, sorted_ = document(words), document(f"{words} --sort harm")
+    plain, sorted_ = document(words), document(f"{words} --sort sensitivity")
     assert [e["site"] for e in plain["effects"]] == ["/layer1/Gemm"] * 3 + ["/layer2/Gemm"] * 3
-    harm = [e["distance"] / e["macs_share"] for e in sorted_["effects"]]
-    assert harm == sorted(harm, reverse=True)
+    sensitivity = [e["distance"] / e["macs_share"] for e in sorted_["effects"]]
+    assert sensitivity == sorted(sensitivity, reverse=True)
+    assert document(f"{words} --sort harm")["effects"] == sorted_["effects"], (
+        "the former word, for one version"
+    )
     assert sorted_["cached"] and not plain["cached"], "the order is no part of what is kept"
 
 
@@ -150,7 +153,7 @@ def test_without_data_samples_are_made_and_that_is_said() -> None:
     words = f"{ZOO / 'digits_mlp.onnx'} --calibration none --levels 0.5 --threads 1"
     found = document(words)
     assert found["data"]["mode"] == "none"
-    assert any("made samples" in note for note in found["notes"])
+    assert any("synthetic samples" in note for note in found["notes"])
     assert len(found["effects"]) == 2
     assert document(words)["cached"]
 

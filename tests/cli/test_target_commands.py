@@ -56,7 +56,7 @@ def run(words: str, code: int = 0) -> Result:
 def document(words: str, code: int = 0) -> dict[str, Any]:
     result = run(f"{words} --json", code)
     found: dict[str, Any] = json.loads(result.stdout)
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     return found
 
 

@@ -32,7 +32,7 @@ class ValueFacts:
 class NodeFacts:
     """One node: its multiply-accumulates for one sample, the elements of the weights that it is first to read.
 
-    `shape` and `dtype` are those of its first output, None where nothing tells them.
+    `shape` and `dtype` are those of its first output, None where they are not known.
     """
 
     name: str
@@ -90,7 +90,7 @@ def inspect_model(prepared: Prepared) -> Inspection:
         groups = _groups(model, shapes)
     except OnnxcompError as problem:
         groups = ()
-        notes.append(f"the channel groups cannot be told: {problem}")
+        notes.append(f"the channel groups cannot be found: {problem}")
     return Inspection(
         file=prepared.loaded.facts,
         ir_version=model.ir_version,

@@ -38,7 +38,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 class ResultCache:
-    """JSON documents in `folder`, a file each; None keeps nothing. Never raises: a cache that fails is told in `notes`."""
+    """JSON documents in `folder`, a file each; None keeps nothing. Never raises: a cache that fails is reported in `notes`."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -73,7 +73,7 @@ class Effect:
         return self.site if self.tier is None else f"{self.site} (tier {self.tier})"
 
     @property
-    def harm(self) -> float:
+    def sensitivity(self) -> float:
         """Distance per share of the MACs saved: infinite where nothing is saved or outputs are not finite."""
         if self.distance is None or self.macs <= 0:
             return math.inf
@@ -90,7 +90,7 @@ class Sensitivity:
         data, samples: what was measured on, and how many samples judged.
         measure: what distances are, `decision` the output whose classes agreement is about; None where nothing was judged.
         techniques: the options of each technique by its name; `seed` of every random choice.
-        effects: in network order, or as `by_harm` sorts them.
+        effects: in network order, or as `by_sensitivity` sorts them.
         blocked: what cannot be compressed, and why.
         notes: what else should be known.
         cached: whether this was measured by an earlier call.
@@ -110,9 +110,9 @@ class Sensitivity:
     notes: tuple[str, ...]
     cached: bool = False
 
-    def by_harm(self) -> Sensitivity:
-        """Return the same with the effects that do most harm per MAC saved first."""
-        return replace(self, effects=tuple(sorted(self.effects, key=lambda e: -e.harm)))
+    def by_sensitivity(self) -> Sensitivity:
+        """Return the same with the effects of the highest sensitivity per MAC saved first."""
+        return replace(self, effects=tuple(sorted(self.effects, key=lambda e: -e.sensitivity)))
 
     def ranking(self) -> tuple[Effect, ...]:
         """Return the effect at the middle level of every place, the most sensitive places first."""
@@ -182,9 +182,9 @@ def _measured(prepared: Prepared, techniques: Sequence[Technique], listener: Lis
     passed = run_passes(prepared, listener)
     context = prepared.context(listener.progress)
     facts = next((d for d in prepared.data.facts if d.role == "calibration"), None)
-    notes = [*prepared.loaded.notes, *prepared.verifier.notes, *_told(passed)]
+    notes = [*prepared.loaded.notes, *prepared.verifier.notes, *_reported(passed)]
     if facts is None:
-        listener.stage("making samples")
+        listener.stage("making synthetic samples")
         made = passed.made or make_samples(prepared.original, context)
         context, facts = replace(context, calibration=made.samples), made.facts
         notes.append(made.note)
@@ -264,15 +264,17 @@ def _effect(technique: Technique, candidate: Candidate, verdict: Verdict, whole:
     )
 
 
-def _told(passed: Passed) -> list[str]:
+def _reported(passed: Passed) -> list[str]:
     """Return what became of passes that did not end as they should."""
-    told = [f"{r.name} {r.status}: {r.reason}" for r in passed.runs if r.status in ("failed", "rolled-back")]
-    return told + [f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall and not r.reason]
+    reported = [
+        f"{r.name} {r.status}: {r.reason}" for r in passed.runs if r.status in ("failed", "rolled-back")
+    ]
+    return reported + [f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall and not r.reason]
 
 
 # --- keeping ---------------------------------------------------------------------------------------------------------
 def _key(prepared: Prepared, techniques: Sequence[Technique]) -> str | None:
-    """Return the digest of all that the result depends on; None where that cannot be told."""
+    """Return the digest of all that the result depends on; None where that is not known."""
     request = prepared.request
     model = _model_digest(prepared)
     foreign = any(not type(step).__module__.startswith("onnxcomp.") for step in request.passes)
@@ -310,7 +312,7 @@ def _model_digest(prepared: Prepared) -> list[Any] | None:
 
 
 def _restored(store: ResultCache, key: str, prepared: Prepared) -> Sensitivity | None:
-    """Return the kept result, told of the files of this call, or None where there is none that can be read."""
+    """Return the kept result with the files of this call, or None where there is none that can be read."""
     kept = store.read(key)
     if kept is None:
         return None

@@ -28,9 +28,9 @@ from onnxcomp.analysis.cost import Cost
 from onnxcomp.compiler.passbase import Change, Skip
 from onnxcomp.compiler.target.files import DEFAULT_TARGET
 from onnxcomp.runtime.compare import Comparison
+from onnxcomp.runtime.documents import SCHEMA_VERSION
 
 __all__ = [
-    "SCHEMA_VERSION",
     "Condition",
     "DataFacts",
     "FileFacts",
@@ -40,9 +40,6 @@ __all__ = [
     "to_json",
     "versions",
 ]
-
-SCHEMA_VERSION = 1
-"""Of every JSON document that onnxcomp writes; raised when a field changes its meaning or goes away."""
 
 PassStatus = Literal["changed", "unchanged", "rolled-back", "failed"]
 RunStatus = Literal["done", "unchanged", "budget-not-met", "broken"]

@@ -28,7 +28,7 @@ class Request:
     """One run of a pipeline over one model, or one look at it.
 
     Attributes:
-        pipeline: the passes; None where a model is only looked at.
+        pipeline: the passes; None where a model is only read.
         source: the model's file; None where the model is handed over in memory.
         output: the file to write; None to write nothing.
         calibration: samples for the passes; the text `none` asks for their data-free mode, None gives nothing.
@@ -89,7 +89,7 @@ class Request:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes of the pipeline; none where a model is only looked at."""
+        """The passes of the pipeline; none where a model is only read."""
         return self.pipeline.passes if self.pipeline is not None else ()
 
     @property
@@ -180,13 +180,13 @@ def _check_needs(request: Request) -> None:
                 "give --calibration samples, or --calibration random for noise"
             )
         if request.calibration is None:
-            spared = step.without_samples()
+            sample_free = step.without_samples()
             ways = "an .npz, a folder of images, " + (
                 "random for noise, or none to have them made" if step.data_free else "or random for noise"
             )
             raise UsageError(
                 f"{step.name} needs samples; give --calibration with {ways}"
-                + (f"; with {spared} it needs none" if spared else "")
+                + (f"; with {sample_free} it needs none" if sample_free else "")
             )
 
 

@@ -276,7 +276,7 @@ channels = "RGB\"""",
     ),
     RunOption("force", "flag", "Replace existing output files.", default=False, trusted=True),
     RunOption(
-        "verbose", "flag", "Tell every change and every skip.", default=False, short="v", scope="command"
+        "verbose", "flag", "Report every change and every skip.", default=False, short="v", scope="command"
     ),
 )
 """All options of `onnxcomp optimize`, in the order of its help. Other commands take some of them."""

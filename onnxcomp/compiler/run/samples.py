@@ -69,7 +69,7 @@ def open_data(request: Request, loaded: Loaded) -> Data:
     """Open the data of `request` and run the model on a little of it.
 
     Raises:
-        UsageError, DataError: for data that does not exist or does not fit, and sizes that nothing tells.
+        UsageError, DataError: for data that does not exist or does not fit, and sizes that nothing gives.
     """
     model, session = loaded.model, loaded.session
     given = (request.evaluation, None if request.data_free else request.calibration)
@@ -134,7 +134,7 @@ def _sized(spec: InputSpec, sizes: tuple[int, ...]) -> InputSpec:
 
 
 def _set_shape(model: Model) -> str:
-    """Return the option that tells the sizes of the inputs that are free, with the sizes to fill in."""
+    """Return the option that gives the sizes of the inputs that are free, with the sizes to fill in."""
     free = [v for v in model.graph.inputs if v.shape is None or any(not isinstance(s, int) for s in v.shape)]
     words = [
         f"--set-shape {v.name}="
@@ -164,7 +164,7 @@ def _facts(
 
 
 def _with_feeds(request: Request, model: Model, session: Session | None, data: Data) -> Data:
-    """Return `data` with feeds on which the model is known to run, and what they tell about sizes."""
+    """Return `data` with feeds on which the model is known to run, and what they show of sizes."""
     source = data.calibration if data.calibration is not None else data.judge
     if source is not None:
         single, several = (dict(next(source.batches(n))) for n in (1, _TOGETHER))

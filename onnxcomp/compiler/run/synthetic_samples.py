@@ -51,7 +51,7 @@ RATE = 0.04
 """Length of a step, in deviations of the pixels. Longer ones fit less closely and end further from what was drawn."""
 
 TRIED = 4
-"""Samples of every family that are looked at before one is chosen, as a part of those that are made."""
+"""Samples of every family that are tried before one is chosen, as a part of those that are made."""
 
 QUIET = 1e-3
 """Share of a site's median variance that is added to all its variances."""
@@ -97,7 +97,7 @@ def check_makeable(model: Model) -> None:
 def make_samples(model: Model, context: Context) -> Made:
     """Return samples made for `model`, which still has its BatchNormalization nodes where it had any.
 
-    `context` tells sizes, seed, threads and where progress is reported. The same seed makes the same samples.
+    `context` gives sizes, seed, threads and where progress is reported. The same seed makes the same samples.
 
     Raises:
         UsageError: see `check_makeable`.
@@ -121,7 +121,7 @@ def make_samples(model: Model, context: Context) -> Made:
     samples = open_samples(arrays, input_specs(model))
     samples.source = SOURCE
     facts = DataFacts("calibration", "none", SOURCE, len(samples), False, samples.digest())
-    return Made(samples, facts, f"data-free: {len(samples)} made samples, {note}")
+    return Made(samples, facts, f"data-free: {len(samples)} synthetic samples, {note}")
 
 
 def _count(value: Variable, shape: tuple[int, ...]) -> int:
@@ -174,9 +174,9 @@ class _Maker:
         )
 
     def _statistics(self) -> tuple[_Statistics | None, str]:
-        """Return what tells the statistics of inner values, or None and why there is nothing to fit to."""
+        """Return what observes the statistics of inner values, or None and why there is nothing to fit to."""
         if not self.goals:
-            return None, "the model has no BatchNormalization that would tell what it was trained on"
+            return None, "the model has no BatchNormalization that would show what it was trained on"
         if self.model.weight_bytes >= PIECE_LIMIT or self.main.dtype != np.float32:
             return None, "a model that is so large, or whose values are not float32, is not run backwards"
         found = adjoint(self.model, self.main.name, list(self.goals), self.shapes)
@@ -211,7 +211,7 @@ class _Maker:
         return np.ascontiguousarray(painted.transpose(0, 2, 3, 1)) if self.last else painted
 
     def _choose(self, statistics: _Statistics) -> tuple[Family, tuple[float, float]]:
-        """Return the family, and the range where no first convolution tells it, whose statistics fit best."""
+        """Return the family, and the range where no first convolution shows it, whose statistics fit best."""
         known = _first_convolution(self.model, self.main, self.goals) is not None
         best: tuple[float, Family, tuple[float, float]] | None = None
         for family in FAMILIES:
@@ -235,14 +235,14 @@ class _Maker:
         found, _ = statistics.measure(samples)
         start = statistics.distance(found)
         for step in range(STEPS):
-            self.context.progress("making samples", step, STEPS)
+            self.context.progress("making synthetic samples", step, STEPS)
             found, gradient = statistics.measure(samples, statistics.pulls(found))
             if self.images and not self.last:
                 gradient = smooth(gradient)
             elif self.images:
                 gradient = smooth(gradient.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
             samples = samples + descent.step(gradient)
-        self.context.progress("making samples", STEPS, STEPS)
+        self.context.progress("making synthetic samples", STEPS, STEPS)
         found, _ = statistics.measure(samples)
         end = statistics.distance(found)
         # Written such that numbers which are none count as nowhere.
@@ -328,7 +328,7 @@ def _goals(model: Model, shapes: Shapes) -> dict[str, Moment]:
         if mean is None or variance is None or len(shapes.get(node.inputs[0].name, ())) < 2:
             continue
         mean, variance = mean.astype(np.float64), variance.astype(np.float64)
-        # Channels that hardly vary tell little, and by their logarithms would outweigh all others.
+        # Channels that hardly vary say little, and by their logarithms would outweigh all others.
         found[node.inputs[0].name] = Moment(mean, variance + _quiet(variance))
     return found
 

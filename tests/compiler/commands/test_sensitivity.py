@@ -190,11 +190,11 @@ def test_whole_numbers_are_judged_by_how_many_differ() -> None:
     assert effect.distance is not None and 0 < effect.distance < 1
 
 
-def test_harm_is_infinite_where_nothing_is_saved_or_nothing_is_finite() -> None:
+def test_sensitivity_is_infinite_where_nothing_is_saved_or_nothing_is_finite() -> None:
     effect = Effect("prune-filters", "a", None, 0.5, 1, 2, 0.25, None, 8, 0.125, 8, 0.1)
-    assert effect.harm == 2.0
-    assert dataclasses.replace(effect, macs=0, macs_share=0.0).harm == math.inf
-    assert dataclasses.replace(effect, distance=None).harm == math.inf
+    assert effect.sensitivity == 2.0
+    assert dataclasses.replace(effect, macs=0, macs_share=0.0).sensitivity == math.inf
+    assert dataclasses.replace(effect, distance=None).sensitivity == math.inf
 
 
 def test_the_criteria_are_those_of_the_pass() -> None:

@@ -31,7 +31,7 @@ class Odd:
 
 def test_numpy_sets_paths_and_numbers_beyond_json_become_plain() -> None:
     assert json.loads(to_json(Odd()), parse_constant=lambda c: 1 / 0) == {
-        "schema_version": 1,
+        "schema_version": 2,
         "number": 0.5,
         "count": 3,
         "array": [0, 1, 2],

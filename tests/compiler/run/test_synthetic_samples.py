@@ -56,9 +56,9 @@ def test_made_images_meet_the_statistics_that_noise_misses() -> None:
     assert misfit(model, feeds) < 0.1
     plain = noise(model, {"image": (256, 1, 8, 8)}, 0)
     assert misfit(model, plain) > 3 * misfit(model, feeds)
-    assert made.note.startswith("data-free: 256 made samples, images of ")
+    assert made.note.startswith("data-free: 256 synthetic samples, images of ")
     assert "fitted to 15 BatchNormalization statistics: means are off by " in made.note
-    assert steps[-1] == ("making samples", 40, 40)
+    assert steps[-1] == ("making synthetic samples", 40, 40)
     facts = made.facts
     assert (facts.role, facts.mode, facts.samples, facts.labelled) == ("calibration", "none", 256, False)
     assert facts.sha256 == made.samples.digest()
