@@ -18,7 +18,7 @@ KEYWORDS_FREE = {"onnxcomp/api.py", "onnxcomp/testing.py"}
 
 KNOWN: dict[str, int] = {
     "onnxcomp/analysis/channels.py: _group": 8,
-    "onnxcomp/analysis/labels.py: class LabelMap": 175,
+    "onnxcomp/analysis/labels.py: class LabelMap": 181,
     "onnxcomp/analysis/linear.py: class LinearNode": 174,
     "onnxcomp/compiler/channel_pruning/knapsack.py: class _Problem": 169,
     "onnxcomp/compiler/channel_pruning/recovery.py: _judged": 8,
