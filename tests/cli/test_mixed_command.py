@@ -48,7 +48,15 @@ def test_a_bound_that_holds_ends_well_and_the_report_has_a_row_for_every_node() 
     (change,) = (c for c in report()["changes"] if "choices" in c["details"])
     rows = {row["node"]: row for row in change["details"]["choices"]}
     assert {BAD, READER} <= {name for name, row in rows.items() if row["choice"] == "float"}
-    assert set(rows[BAD]) == {"node", "op", "choice", "harm", "weight_harm", "bits_saved", "macs"}
+    assert set(rows[BAD]) == {
+        "node",
+        "op",
+        "choice",
+        "sensitivity",
+        "weight_sensitivity",
+        "bits_saved",
+        "macs",
+    }
     assert change["what"].endswith("nodes in float so that min-sqnr=30 holds")
 
 

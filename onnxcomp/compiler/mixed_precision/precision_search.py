@@ -362,8 +362,8 @@ def _choices(
                 "node": node.name,
                 "op": node.op,
                 "choice": choice,
-                "harm": float(f"{harm:.4g}"),
-                "weight_harm": float(f"{weights.get(node.name, 0.0):.4g}"),
+                "sensitivity": float(f"{harm:.4g}"),
+                "weight_sensitivity": float(f"{weights.get(node.name, 0.0):.4g}"),
                 "bits_saved": saved[node.name].bits,
                 "macs": saved[node.name].macs,
             }
