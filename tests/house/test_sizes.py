@@ -17,10 +17,7 @@ KEYWORDS_FREE = {"onnxcomp/api.py", "onnxcomp/testing.py"}
 """Files whose public functions are called by people: what these take by keyword alone does not count as a parameter."""
 
 KNOWN: dict[str, int] = {
-    "onnxcomp/analysis/labels.py: class LabelMap": 181,
-    "onnxcomp/analysis/linear.py: class LinearNode": 174,
     "onnxcomp/compiler/quantization/placement.py: class _Placer": 196,
-    "onnxcomp/ir/graph.py: class Graph": 180,
 }
 """What still exceeds a ceiling, with its lines or parameters. It only shrinks, until it is empty and goes."""
 

@@ -121,7 +121,7 @@ def test_the_table_gives_each_nodes_harm_and_what_integers_save() -> None:
         if "choices" in c.details
     )
     by_name = {row["node"]: row for row in rows}
-    assert max(rows, key=lambda row: row["harm"])["node"] == BAD
+    assert max(rows, key=lambda row: row["sensitivity"])["node"] == BAD
     node = next(node for node in model.graph.nodes if node.name == READER)
     stored = node.constant(1)
     assert stored is not None
