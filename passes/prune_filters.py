@@ -130,9 +130,7 @@ class _Pruning:
     def __init__(self, options: PruneFilters, model: Model, context: Context) -> None:
         self._options, self._context, self._log = options, context, PassLog()
         self._model, self._original = model, model.clone()
-        self._left_alone = {
-            node.name: "it is excluded" for node in model.graph.nodes if context.is_excluded(model, node.name)
-        }
+        self._left_alone = context.left_alone(model)
         self._budget = self._allowed()
 
     def result(self) -> PassResult:

@@ -7,7 +7,7 @@ samples, and nothing that holds one network's rows against another's, can be sai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,14 +22,20 @@ REASON = "the number of its rows depends on the data"
 """Why a node that reads or makes such a value is left alone."""
 
 
-def selected_values(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-    """Return the names of the values of `model` whose rows depend on the data; `shapes` are those for one sample, if known.
+def selected_values(
+    model: Model, observe: Callable[[Model], Mapping[str, tuple[int, ...]]]
+) -> frozenset[str]:
+    """Return the names of the values of `model` whose rows depend on the data.
+
+    `observe` gives the shapes of values for one sample, as far as they are known; models without an operator that could
+    select are not observed.
 
     A value depends on the data where its elements follow from those of a graph input: sizes do not. TopK along the first
     axis selects among samples, and along others among what belongs to one.
     """
     if not any(_may_select(node) for node in model.graph.nodes):
         return frozenset()
+    shapes = observe(model)
     types = infer_types(model, {v.name: shapes[v.name] for v in model.graph.inputs if v.name in shapes})
     floats = {name for name, kind in types.items() if kind.dtype is not None and kind.dtype.kind == "f"}
     depending = {v.name for v in model.graph.inputs}

@@ -127,6 +127,24 @@ class Context:
             self._shapes[key] = observe_shapes(model, feeds, **self.runtime)
         return dict(self._shapes[key])
 
+    def left_alone(self, model: Model) -> dict[str, str]:
+        """Return the nodes of `model` whose numbers an approximate pass leaves alone, by name, each with the reason.
+
+        Those are the nodes that the user excluded, and those behind a selection of rows by the data: statistics of such rows
+        do not add up over samples, and the rows of two networks that are almost equal do not belong together.
+        """
+        # Listing passes needs no analysis.
+        from onnxcomp.analysis.selection import REASON, behind_selection, selected_values
+
+        selected = selected_values(model, self.shapes)
+        found = {}
+        for node in model.graph.nodes:
+            if self.is_excluded(model, node.name):
+                found[node.name] = "it is excluded"
+            elif behind_selection(node, selected):
+                found[node.name] = REASON
+        return found
+
     def is_excluded(self, model: Model, name: str) -> bool:
         """Return whether node `name` of `model` is, or came by folding from, a node the user excluded."""
         if name in self.excluded:

@@ -106,8 +106,9 @@ def _looked(array: Array, shape: tuple[int, ...]) -> _Look:
 
 
 def _by_sample(array: Array, shape: tuple[int, ...]) -> Array:
-    """Return `array` as one row per sample; values whose first axis is no batch are one row."""
-    if array.ndim and shape and len(array) and math.prod(shape) * len(array) == array.size * (shape[0] or 1):
+    """Return `array` as one row per sample; one row where the first axis is no batch, or the data select rows."""
+    even = array.ndim and shape and len(array) and len(array) % max(1, shape[0]) == 0
+    if even and math.prod(shape) * len(array) == array.size * (shape[0] or 1):
         return array.reshape(len(array) // max(1, shape[0]), -1)
     return array.reshape(1, -1)
 

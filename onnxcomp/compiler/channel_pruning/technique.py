@@ -47,7 +47,7 @@ class PruneChannels(Technique):
 
     def candidates(self, model: Model, context: Context, log: PassLog) -> Iterator[Sequence[Candidate]]:
         """Yield candidates group by group and level by level, in the order in which groups are ranked."""
-        excluded = {n.name: "it is excluded" for n in model.graph.nodes if context.is_excluded(model, n.name)}
+        excluded = context.left_alone(model)
         scene = open_scene(model, excluded, Limits(), self.criterion, context, log)
         cost = CutCost(model, scene.groups, scene.shapes)
         parameters, macs = cost.count({})

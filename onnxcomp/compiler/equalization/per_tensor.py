@@ -69,9 +69,8 @@ def channel_forms(
         log.note("channels are not equalized: the ranges that are given are those of the values as they are")
         equalization = "false"
     alone = {
-        n.name
-        for n in model.graph.nodes
-        if context.is_excluded(model, n.name) or settings.only(n) is not None
+        *context.left_alone(model),
+        *(n.name for n in model.graph.nodes if settings.only(n) is not None),
     }
     shapes = context.shapes(model)
     if equalization != "false":

@@ -49,5 +49,5 @@ class Technique(ABC):
     def candidates(self, model: Model, context: Context, log: PassLog) -> Iterator[Sequence[Candidate]]:
         """Yield candidates in portions that fit into memory together; what cannot be compressed is a skip in `log`.
 
-        `model` is not edited. Excluded nodes (`context.is_excluded`) are left alone.
+        `model` is not edited. The nodes that `context.left_alone` names are.
         """

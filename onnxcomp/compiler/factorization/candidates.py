@@ -181,7 +181,7 @@ class Curve:
 def find_places(
     model: Model,
     ops: Collection[str],
-    left_alone: Callable[[str], bool],
+    left_alone: Callable[[str], str | None],
     shapes: Shapes,
     log: PassLog,
 ) -> list[Place]:
@@ -207,10 +207,14 @@ def find_places(
 
 
 def _blocked(
-    model: Model, node: Node, linear: LinearNode | None, left_alone: Callable[[str], bool], shapes: Shapes
+    model: Model,
+    node: Node,
+    linear: LinearNode | None,
+    left_alone: Callable[[str], str | None],
+    shapes: Shapes,
 ) -> str | None:
-    if left_alone(node.name):
-        return "it is excluded"
+    if reason := left_alone(node.name):
+        return reason
     if linear is None:
         return not_refitted(node) or "its weight is computed, not stored"
     if linear.input not in shapes or linear.output not in shapes:

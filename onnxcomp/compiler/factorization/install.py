@@ -31,7 +31,7 @@ class Repair:
     mode: RepairMode
     sweeps: int
     outputs: Mapping[str, Array]
-    left_alone: Callable[[str], bool]
+    left_alone: Callable[[str], str | None]
 
 
 def install(original: Model, plan: Plan, places: Mapping[str, Place]) -> tuple[Model, dict[str, Chain]]:
@@ -100,7 +100,7 @@ class _Replaced:
 
     def refit_in_order(self) -> _Factorized:
         """Fit on the walk, with several sweeps each going on from the factors there are, as long as held-back samples gain."""
-        sites, refused = replaced_sites(self.original, self.start.chains, self._left_alone)
+        sites, refused = replaced_sites(self.original, self.start.chains, self.how.left_alone)
         for name, reason in refused.items():
             self.log.skip(name, f"not refitted: {reason}")
         count = note_few_samples(self.context, self.log)
@@ -126,9 +126,6 @@ class _Replaced:
 
     def _wanted(self) -> list[Place]:
         return [self.places[name] for name in self.start.chains]
-
-    def _left_alone(self, name: str) -> str | None:
-        return "it is excluded" if self.how.left_alone(name) else None
 
     def _at_once(self, waves: Iterable[Sequence[Place]]) -> _Factorized:
         errors = {}

@@ -55,15 +55,16 @@ class FactorizationProblem:
     def __init__(self, settings: Replacing, model: Model, context: Context) -> None:
         self.settings, self.original, self.context, self.log = settings, model.clone(), context, PassLog()
         self.shapes = context.shapes(model)
+        self._left_alone = context.left_alone(self.original)
         self.cost: Cost = model_cost(model, self.shapes)
         found = find_places(self.original, settings.ops, self.left_alone, self.shapes, self.log)
         self.places: dict[str, Place] = {place.name: place for place in found}
         self.times = FormTimes(self.original, context, self.shapes)
         self.prices = prices_of(settings.accept, settings.goal, self.times)
 
-    def left_alone(self, name: str) -> bool:
-        """Return whether the user excluded the node `name`."""
-        return self.context.is_excluded(self.original, name)
+    def left_alone(self, name: str) -> str | None:
+        """Return why the node `name` must keep its weights, None where it need not."""
+        return self._left_alone.get(name)
 
     def waves(self, outputs: Mapping[str, Array]) -> Iterable[list[Place]]:
         """Yield the places, some at a time, with the statistics that forms are fitted under.

@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from onnxcomp.analysis.selection import selected_values
 from onnxcomp.compiler.gradients.reverse import PREFIX, Backward, backward
 from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.errors import PreconditionError
@@ -269,11 +270,16 @@ def size_between(session: Session, samples: Samples, outputs: Sequence[str]) -> 
 
 
 def _outputs(model: Model, shapes: Shapes, *, unsaturated: bool) -> list[str]:
-    """Return the names of the values that stand for the float outputs of `model`, one row for each sample."""
+    """Return the names of the values that stand for the float outputs of `model`, one row for each sample.
+
+    Rows that the data select belong to no sample, and outputs of such rows are left out.
+    """
+    selected = selected_values(model, lambda observed: shapes)
     return [
         name
         for v in model.graph.outputs
-        if shapes.get(name := _before_saturation(v) if unsaturated else v.name)
+        if v.name not in selected
+        and shapes.get(name := _before_saturation(v) if unsaturated else v.name)
         and (v.dtype is None or np.dtype(v.dtype) == np.float32)
     ]
 

@@ -52,8 +52,7 @@ def plan(
     model: Model, formats: Formats, settings: Settings, context: Context, log: PassLog
 ) -> QuantizationPlan | None:
     """Return the plan for `model`, which is rewritten into forms that can be computed in integers; None for nothing to do."""
-    excluded = {n.name for n in model.graph.nodes if context.is_excluded(model, n.name)}
-    kept = dict.fromkeys(excluded, "it is excluded")
+    kept = context.left_alone(model)
     for node in model.graph.nodes:
         reason = settings.only(node)
         if reason is not None:

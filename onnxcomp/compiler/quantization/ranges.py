@@ -140,6 +140,9 @@ def choose_ranges(
         fixed = [given[name] for name in members if given and name in given]
         known = [observed.sensitivity[name] for name in members if name in observed.sensitivity]
         histograms = [seen[name] for name in members if name in seen and seen[name].count]
+        if not fixed and not histograms:
+            # Rows that data select may never have been there: nothing is known of them, and they stay as they are.
+            continue
         if fixed:
             affine = range_affine(min(low for low, _ in fixed), max(high for _, high in fixed), grid)
         else:

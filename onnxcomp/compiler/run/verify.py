@@ -7,13 +7,14 @@ against later models, and noted once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxcomp.analysis.selection import selected_values
 from onnxcomp.errors import ModelError, VerificationError
 from onnxcomp.ir.check import check_model, check_names, interface
 from onnxcomp.ir.graph import Array
@@ -51,6 +52,10 @@ class Verifier:
     def __post_init__(self) -> None:
         self._interface = interface(self.original)
         self._tolerance = _tolerance(self.original)
+        sizes = {
+            name: tuple(np.shape(array)) for name, array in (self.feeds[-1] if self.feeds else {}).items()
+        }
+        self._selected = selected_values(self.original, lambda model: sizes)
         self._checked = True
         try:
             check_model(self.original)
@@ -100,7 +105,7 @@ class Verifier:
         except ModelError as problem:
             raise VerificationError(str(problem)) from problem
         if outputs is not None and before is not None:
-            compare_outputs(before, outputs, self._tolerance if exact else None)
+            compare_outputs(before, outputs, self._tolerance if exact else None, self._selected)
         return outputs
 
     def verify_file(self, path: Path, expected: Outputs | None) -> None:
@@ -120,7 +125,7 @@ class Verifier:
             if expected is not None:
                 compare_outputs(expected, outputs, self._tolerance)
             tuned = Session(str(path), threads=self.threads, custom_op_libs=self.custom_op_libs)
-            compare_outputs(outputs, tuple(tuned.run(f) for f in self.feeds), None)
+            compare_outputs(outputs, tuple(tuned.run(f) for f in self.feeds), None, self._selected)
         except SessionError as problem:
             raise VerificationError(f"onnxruntime refuses the written file: {problem}") from problem
 
@@ -141,11 +146,14 @@ class Verifier:
             )
 
 
-def compare_outputs(before: Outputs, after: Outputs, tolerance: float | None) -> None:
+def compare_outputs(
+    before: Outputs, after: Outputs, tolerance: float | None, selected: Collection[str] = ()
+) -> None:
     """Hold the outputs of one model against those of the model before it.
 
     Names, dtypes and shapes must be equal and what was finite must stay finite. With a `tolerance`, every number must
-    agree to this share of the largest magnitude in its output; integers, truth values and text exactly.
+    agree to this share of the largest magnitude in its output; integers, truth values and text exactly. Without one, the
+    outputs named in `selected`, whose rows the data select, may have another number of rows.
 
     Raises:
         VerificationError: naming the output.
@@ -154,12 +162,20 @@ def compare_outputs(before: Outputs, after: Outputs, tolerance: float | None) ->
         if list(old) != list(new):
             raise VerificationError(f"the outputs were {', '.join(old)} and are {', '.join(new)}")
         for name, value in old.items():
-            _compare_values(name, value, new[name], tolerance)
+            _compare_values(
+                name, value, new[name], tolerance, any_rows=name in selected and tolerance is None
+            )
 
 
-def _compare_values(name: str, old: Any, new: Any, tolerance: float | None) -> None:
+def _compare_values(
+    name: str, old: Any, new: Any, tolerance: float | None, *, any_rows: bool = False
+) -> None:
     if not (isinstance(old, np.ndarray) and isinstance(new, np.ndarray)):
         return  # sequences and maps are checked by having run
+    if any_rows and old.dtype == new.dtype and old.shape[1:] == new.shape[1:] and old.ndim == new.ndim:
+        if _finite(old) and not _finite(new):
+            raise VerificationError(f"output '{name}' has become NaN or Inf")
+        return
     if old.dtype != new.dtype or old.shape != new.shape:
         raise VerificationError(
             f"output '{name}' was {old.dtype} {list(old.shape)} and is {new.dtype} {list(new.shape)}"
