@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcomp.errors import DataError
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.randomness import random_nodes
 from onnxcomp.ir.segment import with_outputs
 from onnxcomp.numerics.arrays import Array
 from onnxcomp.numerics.observers import Histogram
@@ -64,6 +65,9 @@ def observe_values(
     held = max(1, sum(4 * math.prod(shapes.get(name, (1,))) for name in names))
     # Each of those who work at once holds its own values.
     several = max(1, min(workers(threads), BATCH_BYTES // held))
+    if random_nodes(model):
+        # Who comes first draws first.
+        several = 1
     batch = int(max(1, min(32, BATCH_BYTES // (held * several))))
     session = Session(
         with_outputs(model, made),

@@ -35,6 +35,7 @@ from onnxcomp.ir.check import serialized_bytes
 from onnxcomp.ir.convert import minimum_ir_version
 from onnxcomp.ir.files import save
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.randomness import without_seeds
 from onnxcomp.ir.temporary import prefix, remove_leftovers
 from onnxcomp.runtime.compare import Comparison
 from onnxcomp.runtime.session import SessionError
@@ -87,6 +88,7 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
     shortfalls = tuple(f"{r.name}: {r.shortfall}" for r in passed.runs if r.shortfall)
     changed = passed.changed or bool(prepared.loaded.settled)
     model = _stamped(prepared, passed) if changed else prepared.original
+    model = without_seeds(model, prepared.original)
     objections = hard_notes(model, load_target(prepared.request.target))
     for note in objections:
         listener.note(note)

@@ -6,7 +6,9 @@ from onnxcomp.compiler.cost.latency import structure
 from onnxcomp.compiler.run.pipeline import Listener
 from onnxcomp.compiler.run.prepare import Prepared
 from onnxcomp.compiler.run.report import Condition
+from onnxcomp.ir.files import load
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.randomness import random_nodes, with_seeds
 from onnxcomp.runtime.compare import Comparison, compare_models
 from onnxcomp.runtime.data.samples import Samples
 from onnxcomp.runtime.inputs import PIECE_LIMIT, noise
@@ -33,6 +35,10 @@ def compare_with_original(
     judge = data.judge if data.judge is not None else made
     role = next((f.role for f in reversed(data.facts)), "noise" if made is None else "calibration")
     total = len(judge) if judge is not None else len(data.feeds)
+    if random_nodes(prepared.original):
+        result = with_seeds(
+            load(result, allow_links=request.allow_links) if isinstance(result, str) else result
+        )
     before, after = (
         Session(source, threads=request.threads, custom_op_libs=request.custom_op_libs)
         for source in (_original(prepared), result)

@@ -18,7 +18,9 @@ from onnxcomp.ir.convert import (
 )
 from onnxcomp.ir.files import load, sha256_of
 from onnxcomp.ir.fixing import fix_input_shapes
+from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.randomness import random_nodes, with_seeds
 from onnxcomp.runtime.inputs import PIECE_LIMIT, Shapes
 from onnxcomp.runtime.sandbox import probe
 from onnxcomp.runtime.session import Session, SessionError, missing_library
@@ -31,7 +33,7 @@ class Loaded:
     """The model a run starts from.
 
     `facts` are of the input file, None for a model in memory; `settled` says what was changed in the model itself
-    (sizes, opset), one sentence each. `session` runs it exactly as written, None where onnxruntime cannot load it;
+    (sizes, opset), one sentence each; random operators have seeds, which what is written does not keep. `session` runs it exactly as written, None where onnxruntime cannot load it;
     `shapes` are sizes of the inputs at which it may run, empty where nothing is known.
     """
 
@@ -105,8 +107,20 @@ def load_request(request: Request, model: Model | None) -> Loaded:
         model.ir_version = _checked_ir_version(request.ir_version, model)
     settled += fix_input_shapes(model, request.set_shape)
     notes = [*model.notes, *settled]
+    drawing = random_nodes(model)
+    if drawing:
+        model = with_seeds(model)
+        notes.append(_drawn(drawing))
     session = _session(request, model, bool(settled), notes)
     return Loaded(model, facts, tuple(settled), session, shapes, tuple(notes))
+
+
+def _drawn(nodes: Sequence[Node]) -> str:
+    names = ", ".join(f"{node.name} ({node.op})" for node in nodes[:3])
+    return (
+        f"the network draws random numbers: {names}{', ...' if len(nodes) > 3 else ''}; it is verified and compared with the "
+        "same seeds on both sides, and what is written keeps its own"
+    )
 
 
 def _checked_opset(version: int) -> int:

@@ -17,8 +17,10 @@ import numpy as np
 from onnxcomp.analysis.selection import selected_values
 from onnxcomp.errors import ModelError, VerificationError
 from onnxcomp.ir.check import check_model, check_names, interface
+from onnxcomp.ir.files import load
 from onnxcomp.ir.graph import Array
 from onnxcomp.ir.model import Model
+from onnxcomp.ir.randomness import random_nodes, with_seeds
 from onnxcomp.runtime.inputs import PIECE_LIMIT
 from onnxcomp.runtime.session import Session, SessionError
 
@@ -117,9 +119,8 @@ class Verifier:
         if not self.runs:
             return
         try:
-            plain = Session(
-                str(path), optimize=False, threads=self.threads, custom_op_libs=self.custom_op_libs
-            )
+            source = with_seeds(load(path)) if random_nodes(self.original) else str(path)
+            plain = Session(source, optimize=False, threads=self.threads, custom_op_libs=self.custom_op_libs)
             outputs: Outputs = tuple(plain.run(f) for f in self.feeds)
             del plain
             if expected is not None:
