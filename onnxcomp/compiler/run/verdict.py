@@ -66,6 +66,8 @@ def verdict_on(
     lost = f"{_lost(comparison)} on {comparison.samples} samples"
     if evidence is not None:
         lost += f" of {evidence.source}"
+    if comparison.unjudged:
+        return Verdict("unjudged", gained, lost, "; ".join(comparison.notes) or "no output holds numbers")
     quality, reason = _judged(comparison)
     if evidence is not None and evidence.noise and quality != "kept" and _finite(comparison):
         return Verdict(
@@ -118,7 +120,9 @@ def _judged(comparison: Comparison) -> tuple[Quality, str]:
         drop = comparison.accuracy_before - comparison.accuracy_after
         return _word(drop, NOTICEABLE_POINTS, RUINED_POINTS, f"{drop:.1f} points of accuracy are lost")
     if comparison.agreement is not None and (
-        decibels < NOTICEABLE_DB or comparison.agreement >= RUINED_AGREEMENT
+        comparison.sqnr_db is None  # whole numbers alone
+        or decibels < NOTICEABLE_DB
+        or comparison.agreement >= RUINED_AGREEMENT
     ):
         differ = 100 - comparison.agreement
         text = f"{differ:.1f} % of the samples get another class"

@@ -30,7 +30,7 @@ def test_exact_passes_are_kept_and_what_is_lost_is_told_without_the_noise(tmp_pa
     samples = {"x": np.random.default_rng(1).standard_normal((48, 4, 6, 6)).astype(np.float32)}
     out = tmp_path / "out.onnx"
     result = optimize(
-        source, out, passes="fold-batchnorm,insert-qdq", calibration=samples, evaluation=samples
+        source, output=out, passes="fold-batchnorm,insert-qdq", calibration=samples, evaluation=samples
     )
     assert [run.status for run in result.report.runs] == ["changed", "changed"]
     assert result.report.comparison is not None

@@ -80,3 +80,17 @@ def test_the_sentence_says_what_was_gained_and_what_it_cost() -> None:
     same = verdict_on(BEFORE, replace(BEFORE), compared(math.inf), REAL, ran=True)
     assert "nothing smaller" in same.gained
     assert "equal" in same.lost
+
+
+def test_whole_numbers_alone_are_judged_by_how_many_are_equal() -> None:
+    index = OutputDifference("index", False, True, 3.0, None, None, None, None, equal=60.0)
+    for equal, quality in ((60.0, "ruined"), (90.0, "noticeable"), (99.9, "kept")):
+        found = verdict_on(BEFORE, AFTER, Comparison(100, (index,), "index", equal), REAL, ran=True)
+        assert found.quality == quality
+
+
+def test_what_cannot_be_compared_is_unjudged() -> None:
+    nothing = OutputDifference("s", False, True, None, None, None, None, None, note="it is no tensor")
+    found = verdict_on(BEFORE, AFTER, Comparison(100, (nothing,)), REAL, ran=True)
+    assert found.quality == "unjudged"
+    assert "no tensor" in found.reason
