@@ -41,7 +41,7 @@ def network(weights: dict[str, Any] | None = None) -> Model:
 
 def plan_for(model: Model, ranks: dict[str, int]) -> tuple[dict[str, Alternative], dict[str, Place]]:
     shapes = default_shapes(model)
-    found = find_places(model, ("Conv", "MatMul"), lambda name: False, shapes, PassLog())
+    found = find_places(model, ("Conv", "MatMul"), lambda name: None, shapes, PassLog())
     places = {place.name: place for place in found}
     return {
         name: places[name].alternative(places[name].form("channel", (rank,)), "plain", 0.1)
@@ -55,7 +55,7 @@ def repaired(
     mode: Mode,
     *,
     sweeps: int = 1,
-    left_alone: Callable[[str], bool] = lambda name: False,
+    left_alone: Callable[[str], str | None] = lambda name: None,
     samples: int = 256,
 ) -> tuple[Model, dict[str, float], PassLog]:
     plan, places = plan_for(model, ranks)
@@ -116,7 +116,9 @@ def test_what_follows_is_refitted_in_order_and_what_does_not_is_left() -> None:
 
 def test_excluded_layers_behind_a_chain_keep_their_weights_and_are_told() -> None:
     model = network()
-    made, errors, log = repaired(model, {"h": 2}, "sequential", left_alone=lambda name: name == "y")
+    made, errors, log = repaired(
+        model, {"h": 2}, "sequential", left_alone=lambda name: "it is excluded" if name == "y" else None
+    )
     assert "y" not in errors
     np.testing.assert_array_equal(weight(model, "y"), weight(made, "y"))
     assert [(s.where, s.reason) for s in log.skips] == [("y", "not refitted: it is excluded")]
@@ -139,7 +141,7 @@ def test_blind_fits_say_so_and_use_no_samples() -> None:
     log = PassLog()
     context = replace(context_for(model), calibration=None)
     made, errors = carry_out(
-        model, plan, places, Repair(NO_REPAIR, 1, {}, lambda name: False), context, default_shapes(model), log
+        model, plan, places, Repair(NO_REPAIR, 1, {}, lambda name: None), context, default_shapes(model), log
     )
     assert 0 < errors["i"] < 1
     assert log.notes[0].startswith("no repair: weights were split by singular values alone")
@@ -153,13 +155,13 @@ def test_errors_are_what_is_missed_of_the_outputs_on_the_samples() -> None:
         net("(float[N,20] x) => (float[N,12] y)", "float[20,12] w, float[12] b", "y = Gemm(x, w, b)")
     )
     shapes = default_shapes(model)
-    found = find_places(model, ("Gemm",), lambda name: False, shapes, PassLog())
+    found = find_places(model, ("Gemm",), lambda name: None, shapes, PassLog())
     feeds = noise(model, 512)
     context = context_for(model, feeds)
     ((place,),) = with_metrics(model, found, {}, context, shapes)
     plan = {"y": place.alternative(place.form("channel", (4,)), "plain", 0.0)}
     for mode in ("one-shot", "sequential"):
-        how = Repair(repair_mode(mode), 1, {}, lambda name: False)
+        how = Repair(repair_mode(mode), 1, {}, lambda name: None)
         made, errors = carry_out(model, plan, {"y": found[0]}, how, context, shapes, PassLog())
         assert errors["y"] == pytest.approx(distance(model, made, feeds), rel=0.02)
 

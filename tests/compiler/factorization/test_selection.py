@@ -54,7 +54,7 @@ def cost(place: Place, alternative: Alternative | None) -> float:
 
 def curves(model: Model) -> list[Curve]:
     shapes, log, context = default_shapes(model), PassLog(), context_for(model, noise(model, 128))
-    places = find_places(model, ("Gemm", "MatMul"), lambda name: False, shapes, log)
+    places = find_places(model, ("Gemm", "MatMul"), lambda name: None, shapes, log)
     (wave,) = with_metrics(model, places, {}, context, shapes)
     return curves_of(wave, CurveSearch(("channel",), price, lambda place, form: "plain", 0.1), context, log)
 

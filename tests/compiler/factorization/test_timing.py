@@ -46,7 +46,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Watched:
 def of(model: Model, **given: Any) -> tuple[FormTimes, list[Place]]:
     shapes = default_shapes(model)
     found = find_places(
-        model, ("Conv", "ConvTranspose", "Gemm", "MatMul"), lambda name: False, shapes, PassLog()
+        model, ("Conv", "ConvTranspose", "Gemm", "MatMul"), lambda name: None, shapes, PassLog()
     )
     context = context_for(model, noise(model, 2), **given)
     return FormTimes(model, context, shapes), found

@@ -23,7 +23,7 @@ SAMPLES = 64
 def weights(model: Model, count: int = SAMPLES, **given: Any) -> dict[str, Any]:
     shapes = default_shapes(model)
     ops = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    found = find_places(model, ops, lambda name: False, shapes, PassLog())
+    found = find_places(model, ops, lambda name: None, shapes, PassLog())
     context = context_for(model, noise(model, count), **given)
     return output_weights(model, [place.node for place in found], context, shapes, PassLog())
 
@@ -123,7 +123,7 @@ def test_layers_in_front_of_an_operator_without_a_rule_are_named_with_it() -> No
         )
     )
     log = PassLog()
-    places = find_places(model, ("MatMul",), lambda name: False, default_shapes(model), log)
+    places = find_places(model, ("MatMul",), lambda name: None, default_shapes(model), log)
     context = context_for(model, noise(model, SAMPLES))
     found = output_weights(model, [p.node for p in places], context, default_shapes(model), log)
     first, last = (p.name for p in places)
