@@ -106,7 +106,7 @@ def test_an_unknown_target_is_told_the_nearest_by_every_command() -> None:
 # --- check -----------------------------------------------------------------------------------------------------------
 def test_a_file_that_suits_exits_0_and_says_so() -> None:
     assert run("check signed.onnx --target tensorrt").stdout == (
-        "signed.onnx suits tensorrt, as far as the rules tell\n"
+        "signed.onnx suits tensorrt, as far as the rules say\n"
     )
     found = document("check signed.onnx --target tensorrt")
     assert (found["clean"], found["findings"], found["target"]) == (True, [], "tensorrt")
@@ -115,7 +115,7 @@ def test_a_file_that_suits_exits_0_and_says_so() -> None:
 def test_advice_alone_exits_0() -> None:
     shown = run("check model.onnx --target ort-cpu").stdout
     assert "run insert-qdq with --target ort-cpu" in shown
-    assert shown.endswith("model.onnx suits ort-cpu, as far as the rules tell, 1 piece of advice\n")
+    assert shown.endswith("model.onnx suits ort-cpu, as far as the rules say, 1 piece of advice\n")
 
 
 def test_a_violated_fact_exits_1_with_node_fact_and_cure() -> None:

@@ -68,7 +68,7 @@ def test_without_batchnormalization_images_are_as_drawn_and_the_note_says_so() -
     resnet = zoo("digits_resnet")
     folded = FoldBatchnorm().run(resnet.clone(), Context(resnet)).model
     made = made_for(folded, {"image": (1, 1, 8, 8)})
-    assert "the model has no BatchNormalization that would tell what it was trained on" in made.note
+    assert "the model has no BatchNormalization that would show what it was trained on" in made.note
     images = arrays(made)["image"]
     assert abs(float(images.mean())) < 0.01 and float(images.std()) == pytest.approx(1, abs=0.01)
 
