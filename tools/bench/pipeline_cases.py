@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from tools.bench.quantize_cases import ZOO
+from tools.bench import cases
 
-__all__ = ["FOLDED", "NETWORKS", "USUAL", "Network", "Try", "tries_for"]
+__all__ = ["FOLDED", "SUBJECTS", "USUAL", "Subject", "Try", "tries_for"]
 
 
 @dataclass(frozen=True)
@@ -24,27 +23,17 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network that is known by name, how many samples of which data calibrate it, and the pipelines to try on it.
+class Subject:
+    """A network that is known by name, how many samples calibrate it, and the pipelines to try on it.
 
     `by_agreement` says that results are judged by their agreement with the original, though there are labels.
     """
 
     name: str
-    model: str
+    network: cases.Network
     tries: tuple[Try, ...]
     samples: int = 512
-    data: str = "cifar10"
-    shipped: bool = False
     by_agreement: bool = False
-
-    def model_path(self, shared: Path) -> Path:
-        """Return the file."""
-        return (ZOO if self.shipped else shared / "models") / f"{self.model}.onnx"
-
-    def data_path(self, shared: Path, role: str) -> Path:
-        """Return the samples for `role`, calibration or evaluation."""
-        return (ZOO if self.shipped else shared / "data") / f"{self.data}_{role}.npz"
 
 
 FOLDED = Try("folded")
@@ -132,15 +121,15 @@ _VGG9 = (
 )
 _MLP = (FOLDED, *_with_int8(_orders("split+prune prune+split", 0.4, 0.7)))
 
-NETWORKS: Mapping[str, Network] = {
-    network.name: network
-    for network in (
-        Network("resnet56", "cifar10_resnet56_bn", _RESNET56),
-        Network("lite0", "efficientnet_lite0_bn", _LITE0, samples=128, data="imagenet", by_agreement=True),
-        Network("resnet20", "cifar10_resnet20_bn", _SMALL),
-        Network("vgg9", "cifar10_vgg9_bn", _VGG9),
-        Network("digits-resnet", "digits_resnet", USUAL, data="digits", shipped=True),
-        Network("digits-mlp", "digits_mlp", _MLP, data="digits", shipped=True),
+SUBJECTS: Mapping[str, Subject] = {
+    subject.name: subject
+    for subject in (
+        Subject("resnet56", cases.NETWORKS["resnet56"], _RESNET56),
+        Subject("lite0", cases.NETWORKS["lite0"], _LITE0, samples=128, by_agreement=True),
+        Subject("resnet20", cases.NETWORKS["resnet20"], _SMALL),
+        Subject("vgg9", cases.NETWORKS["vgg9"], _VGG9),
+        Subject("digits-resnet", cases.NETWORKS["digits_resnet"], USUAL),
+        Subject("digits-mlp", cases.NETWORKS["digits_mlp"], _MLP),
     )
 }
 """The networks by name. On resnet20 and vgg9 all pairs of passes stand beside either alone at the same MACs."""
@@ -148,4 +137,4 @@ NETWORKS: Mapping[str, Network] = {
 
 def tries_for(name: str) -> tuple[Try, ...]:
     """Return what is tried on the network called `name`, or on a file."""
-    return NETWORKS[name].tries if name in NETWORKS else USUAL
+    return SUBJECTS[name].tries if name in SUBJECTS else USUAL

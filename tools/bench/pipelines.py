@@ -4,7 +4,7 @@
                                   [--calibration DATA] [--evaluation DATA] [--rounds N] [--threads N] [--keep FOLDER]
                                   [--shared FOLDER] [--json FILE]
 
-Every pipeline (see `tools.bench.pipeline_cases`; `--passes` adds one's own) is one run of `python -m onnxcomp optimize` in a process
+Every pipeline (those of a network stand in `pipeline_cases.py`; `--passes` adds one's own) is one run of `python -m onnxcomp optimize` in a process
 of its own. When all are done, all that was written is timed beside the original in one run, in turns: batch 1, one thread. A
 pipeline is marked as best for time (or size) where no other is at least as accurate and as fast (or as small), and better in
 one of the two. Without labels, and on the few samples of lite0, it is the agreement with the original that counts. Let
@@ -26,14 +26,15 @@ from rich.table import Table
 import onnxcomp
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.errors import OnnxcompError, UsageError
-from onnxcomp.runtime.bench import Turns, batch_feeds, bench_models
+from onnxcomp.runtime.bench import batch_feeds
+from tools.bench import options as common
+from tools.bench.cases import EXACT
 from tools.bench.document import write_document
-from tools.bench.pipeline_cases import FOLDED, NETWORKS, Network, Try, tries_for
-from tools.bench.prune import EXACT, ROOT
-from tools.bench.structure_runs import Result, Work, run_command
-from tools.bench.structure_tables import forms_text, line_of, number
+from tools.bench.pipeline_cases import FOLDED, SUBJECTS, Subject, Try, tries_for
+from tools.bench.runs import Result, Work, latency_shares, run_command
+from tools.bench.tables import forms_text, line_of, number, say
 
-__all__ = ["Entry", "Gain", "Subject", "best_for", "gains", "main", "try_all"]
+__all__ = ["Entry", "Gain", "Trial", "best_for", "gains", "main", "try_all"]
 
 ORIGINAL = "original"
 
@@ -42,8 +43,8 @@ USUAL_MODELS = ("resnet56", "lite0")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is tried on: a network, its data, the pipelines, and how they run; see `tools.bench.structure_runs.Work`."""
+class Trial:
+    """What is tried on: a network, its data, the pipelines, and how they run; see `tools.bench.runs.Work`."""
 
     name: str
     model: Path
@@ -58,7 +59,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Entry:
-    """One pipeline and what came of it; the original has no result.
+    """One pipeline and its result; the original has no result.
 
     `quality` is accuracy or agreement in percent, `time` and `minimum` are shares of the original's: by rounds of turns,
     and of the fastest runs. `best` names what it is best for.
@@ -83,51 +84,44 @@ class Gain:
     points: float
 
 
-def try_all(subject: Subject, folder: Path, rounds: int, tell: Callable[[str], None]) -> list[Entry]:
-    """Run every pipeline on `subject`, the files into `folder`; return the original's entry, then one for each.
+def try_all(trial: Trial, folder: Path, rounds: int, report: Callable[[str], None]) -> list[Entry]:
+    """Run every pipeline on `trial`, the files into `folder`; return the original's entry, then one for each.
 
-    `tell` gets a line when a run begins and one when it has ended; the times are taken when all have.
+    `report` gets a line when a run begins and one when it has ended; the times are taken when all have.
 
     Raises:
         OSError: where python cannot be started.
     """
     results: dict[str, Result] = {}
     written: dict[str, Path] = {}
-    for position, one in enumerate(subject.tries, 1):
-        tell(f"{subject.name}: {one.name} ({position} of {len(subject.tries)})")
+    for position, one in enumerate(trial.tries, 1):
+        report(f"{trial.name}: {one.name} ({position} of {len(trial.tries)})")
         # A name may be the text of a pipeline, which is none for a file.
         work = Work(
-            f"{subject.name}.{position}",
-            subject.model,
+            f"{trial.name}.{position}",
+            trial.model,
             ",".join(text for text in (EXACT, one.passes) if text),
-            subject.calibration,
-            subject.evaluation,
-            subject.samples,
-            subject.seed,
-            subject.threads,
+            trial.calibration,
+            trial.evaluation,
+            trial.samples,
+            trial.seed,
+            trial.threads,
         )
         results[one.name], file = run_command(work, folder)
-        tell(f"    {line_of(results[one.name])}")
+        report(f"    {line_of(results[one.name])}")
         if file is not None:
             written[one.name] = file
-    times = _times(subject.model, written, rounds)
-    return _marked(_entries(subject, results, times))
-
-
-def _times(model: Path, written: Mapping[str, Path], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return by name the share of the original's time by rounds and of the minima, all measured in one run."""
-    models = {ORIGINAL: onnxcomp.load(model)} | {name: onnxcomp.load(file) for name, file in written.items()}
-    bench = bench_models(models, Turns(rounds, 5), threads=1)
-    return {name: (one.ratio_paired, one.ratio_minimum) for name in models for one in (bench.at(name, 1),)}
+    times = latency_shares(trial.model, written, rounds)
+    return _marked(_entries(trial, results, times))
 
 
 def _entries(
-    subject: Subject, results: Mapping[str, Result], times: Mapping[str, tuple[float, float]]
+    trial: Trial, results: Mapping[str, Result], times: Mapping[str, tuple[float, float]]
 ) -> list[Entry]:
     labelled = next((one for one in results.values() if one.accuracy_before is not None), None)
-    by_accuracy = labelled is not None and not subject.by_agreement
+    by_accuracy = labelled is not None and not trial.by_agreement
     before = labelled.accuracy_before if labelled is not None and by_accuracy else 100.0
-    entries = [Entry(ORIGINAL, before, subject.model.stat().st_size, None, *times[ORIGINAL])]
+    entries = [Entry(ORIGINAL, before, trial.model.stat().st_size, None, *times[ORIGINAL])]
     for name, result in results.items():
         quality = result.accuracy if by_accuracy else result.agreement
         entries.append(Entry(name, quality, result.bytes, result, *times.get(name, (None, None))))
@@ -174,9 +168,9 @@ def gains(entries: Sequence[Entry], tries: Sequence[Try]) -> list[Gain]:
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-def _show(console: Console, subject: Subject, entries: Sequence[Entry], worth: Sequence[Gain]) -> None:
+def _show(console: Console, trial: Trial, entries: Sequence[Entry], worth: Sequence[Gain]) -> None:
     table = Table(
-        title=f"{subject.name}: pipelines behind {EXACT}, time beside the original", title_justify="left"
+        title=f"{trial.name}: pipelines behind {EXACT}, time beside the original", title_justify="left"
     )
     table.add_column("pipeline", overflow="fold")
     for name in (
@@ -190,7 +184,7 @@ def _show(console: Console, subject: Subject, entries: Sequence[Entry], worth: S
     accuracy = next((e.result.accuracy_before for e in entries if e.result is not None), None)
     for entry in entries:
         one = entry.result
-        told = (
+        shown = (
             (number(accuracy), *["-"] * 2, *["100.00"] * 2)
             if one is None
             else (
@@ -201,7 +195,7 @@ def _show(console: Console, subject: Subject, entries: Sequence[Entry], worth: S
         share = entry.bytes / whole if entry.bytes is not None and whole else None
         table.add_row(
             entry.name,
-            *told,
+            *shown,
             number(entry.bytes, digits=0),
             *(number(value, 100, 1) for value in (share, entry.time, entry.minimum)),
             number(None if one is None else one.seconds, digits=1),
@@ -209,26 +203,24 @@ def _show(console: Console, subject: Subject, entries: Sequence[Entry], worth: S
             "" if one is None else forms_text(one),
         )
     console.print(table)
-    for gain in worth:
-        beside = f"{gain.quality:.2f}, {gain.points:+.2f} points beside {gain.alone}"
-        console.print(f"{subject.name}: {gain.name} {beside}", markup=False, highlight=False)
-    for entry in entries:
-        if entry.result is not None and entry.result.failure is not None:
-            console.print(
-                f"{subject.name}, {entry.name}: {entry.result.failure}", markup=False, highlight=False
-            )
+    lines = [
+        f"{gain.name} {gain.quality:.2f}, {gain.points:+.2f} points beside {gain.alone}" for gain in worth
+    ]
+    say(console, [f"{trial.name}: {line}" for line in lines])
+    results = [(entry.name, entry.result) for entry in entries if entry.result is not None]
+    say(console, [f"{trial.name}, {name}: {one.failure}" for name, one in results if one.failure is not None])
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.new_parser("pipelines", __doc__)
     parser.add_argument(
         "--model",
         action="append",
         metavar="NAME|FILE",
-        help=f"what to try on: {', '.join(NETWORKS)}, or a file (default: {', '.join(USUAL_MODELS)})",
+        help=f"what to try on: {', '.join(SUBJECTS)}, or a file (default: {', '.join(USUAL_MODELS)})",
     )
-    parser.add_argument("--rows", type=_words, metavar="NAME,...", help="pipelines to run, by name")
+    common.add_rows(parser, dict.fromkeys(one.name for s in SUBJECTS.values() for one in s.tries))
     parser.add_argument(
         "--passes",
         action="append",
@@ -238,33 +230,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--calibration", metavar="DATA", help="samples to calibrate on; a file needs it")
     parser.add_argument("--evaluation", metavar="DATA", help="samples to judge on; a file needs it")
-    parser.add_argument("--samples", type=_count, metavar="N", help="calibration samples")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--rounds", type=_count, default=30, help="turns of every file while they are timed")
-    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime in the runs; 0 = all cores")
-    parser.add_argument("--shared", type=Path, default=ROOT / "../shared", help="folder of models/ and data/")
+    common.add_samples(parser, "what is usual for the network")
+    common.add_seed(parser)
+    parser.add_argument(
+        "--rounds", type=common.count, default=30, help="turns of every file while they are timed"
+    )
+    common.add_threads(parser)
+    common.add_shared(parser)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the files and reports here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    common.add_json(parser)
     return parser
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number; give 1 or more")
-    return int(text)
-
-
-def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Subject]:
+def _trials(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Trial]:
     """Return what to try on; ends the program where a name, a file or a pipeline is wrong."""
-    subjects = [_subject(parser, options, name) for name in options.model or USUAL_MODELS]
-    known = {one.name for subject in subjects for one in subject.tries}
-    for name in options.rows or ():
-        if name not in known:
-            parser.error(f"there is no pipeline '{name}'; pipelines are {', '.join(sorted(known))}")
+    trials = [_trial(parser, options, name) for name in options.model or USUAL_MODELS]
+    known = sorted({one.name for trial in trials for one in trial.tries})
+    chosen = common.chosen_names(parser, options.rows, known, "pipeline")
     own = tuple(Try(text, text) for text in dict.fromkeys(options.passes))
     for one in own:
         try:
@@ -272,71 +254,66 @@ def _subjects(parser: argparse.ArgumentParser, options: argparse.Namespace) -> l
         except UsageError as problem:
             parser.error(str(problem).splitlines()[0])
     return [
-        replace(
-            subject,
-            tries=(*(one for one in subject.tries if not options.rows or one.name in options.rows), *own),
-        )
-        for subject in subjects
+        replace(trial, tries=(*(one for one in trial.tries if one.name in chosen), *own)) for trial in trials
     ]
 
 
-def _subject(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Subject:
-    network = NETWORKS.get(name)
-    if network is None and not name.endswith(".onnx"):
-        parser.error(f"there is no network '{name}'; give a file, or one of {', '.join(NETWORKS)}")
+def _trial(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str) -> Trial:
+    subject = SUBJECTS.get(name)
+    if subject is None and not name.endswith(".onnx"):
+        parser.error(f"there is no network '{name}'; give a file, or one of {', '.join(SUBJECTS)}")
     shared = options.shared.resolve()
-    model = Path(name).resolve() if network is None else network.model_path(shared)
+    model = Path(name).resolve() if subject is None else subject.network.model_path(shared)
     data = {
-        role: getattr(options, role) or _data(network, shared, role) for role in ("calibration", "evaluation")
+        role: getattr(options, role) or _data(subject, shared, role) for role in ("calibration", "evaluation")
     }
     for role, given in data.items():
         if given is None:
             parser.error(f"{name} needs --{role} DATA")
     for path in (model, *(Path(str(text)) for text in data.values() if str(text).endswith(".npz"))):
         if not path.exists():
-            parser.error(f"{path} does not exist; say with --shared where models/ and data/ are")
+            parser.error(f"{path} {common.ABSENT}")
     try:
         # What cannot be timed in the end is refused before the first run.
         batch_feeds(onnxcomp.load(model), (1,))
     except OnnxcompError as problem:
         parser.error(f"{name}: {str(problem).splitlines()[0]}")
-    return Subject(
-        model.stem if network is None else network.name,
+    return Trial(
+        model.stem if subject is None else subject.name,
         model,
         str(data["calibration"]),
         str(data["evaluation"]),
         tries_for(name),
-        options.samples or (None if network is None else network.samples),
-        network is not None and network.by_agreement,
+        options.samples or (None if subject is None else subject.samples),
+        subject is not None and subject.by_agreement,
         options.seed,
         options.threads,
     )
 
 
-def _data(network: Network | None, shared: Path, role: str) -> str | None:
-    return None if network is None else str(network.data_path(shared, role))
+def _data(subject: Subject | None, shared: Path, role: str) -> str | None:
+    return None if subject is None else str(subject.network.data_path(shared, role))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the pipelines, print a table for each network and write the document; return 1 where a run fails."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    subjects = _subjects(parser, options)
-    # Where there is no terminal, rich would wrap the table at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    trials = _trials(parser, options)
+    console = common.console()
     records: list[dict[str, object]] = []
     met = True
-    for subject in subjects:
+    for trial in trials:
         with tempfile.TemporaryDirectory(prefix="try-pipelines-") as scratch:
             folder = Path(scratch) if options.keep is None else options.keep.resolve()
             folder.mkdir(parents=True, exist_ok=True)
-            entries = try_all(subject, folder, options.rounds, lambda line: print(line, file=sys.stderr))
-        worth = gains(entries, subject.tries)
-        _show(console, subject, entries, worth)
+            entries = try_all(trial, folder, options.rounds, lambda line: print(line, file=sys.stderr))
+        worth = gains(entries, trial.tries)
+        _show(console, trial, entries, worth)
         met = met and all(one.result is None or one.result.failure is None for one in entries)
         records.append(
             {
-                "name": subject.name,
+                "name": trial.name,
                 "entries": [asdict(one) for one in entries],
                 "gains": [asdict(g) for g in worth],
             }

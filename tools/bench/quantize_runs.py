@@ -5,54 +5,49 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import onnxcomp
-from onnxcomp.runtime.bench import Turns, bench_models
 from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import fusion_of
 from onnxcomp.runtime.session import Session
-from tools.bench.child import Usage, run_measured
+from tools.bench.cases import ROOT, Case, Setting
+from tools.bench.child import run_measured
+from tools.bench.figures import FLAT, Figure, record
 from tools.bench.peers import samples_of
-from tools.bench.prune import Bound, Figure
-from tools.bench.quantize_cases import Case
+from tools.bench.runs import Result, command_of, failure_of, figures, latency_shares, work_of
 
 __all__ = [
     "CANDIDATES",
     "MEMORY_SAMPLES",
+    "PASSES",
+    "CandidateResult",
     "Cost",
     "Fused",
     "Memory",
-    "Result",
     "Row",
-    "Setting",
     "calibration_cost",
     "details_of",
-    "figures",
     "measure",
     "measure_memory",
-    "pipeline",
+    "record_of_row",
 ]
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 CANDIDATES = ("ours", "percentile", "minmax")
 """What quantizes: the whole command, and onnxruntime's quantizer with two ways of choosing ranges."""
 
-EXACT = "fold-constants,fold-batchnorm,remove-dead"
+PASSES = ("insert-qdq",)
+"""What is measured; `--options` are its."""
 
 MEMORY_SAMPLES = (100, 400)
 """Numbers of samples whose peaks are compared."""
 
 MEMORY_LIMIT = 4 * 10**8
 """Bytes that a run may take above the interpreter with all that is imported."""
-
-FLAT = 1.1
-"""Peak memory with more samples to that with fewer: what counts as equal. Allocators are not exact."""
 
 COST_LIMITS = {"minmax": 1.5}
 COST_LIMIT = 3.0
@@ -62,23 +57,6 @@ COMMAND_LIMIT = 0.5
 """Share of the time of onnxruntime's percentile that our whole command may take."""
 
 _JUDGE_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the rows are run; `samples` and `options` win over those of every case, `folder` takes what is written."""
-
-    shared: Path
-    folder: Path = Path()
-    candidates: tuple[str, ...] = CANDIDATES
-    samples: int | None = None
-    threads: int = 0
-    options: Mapping[str, str] = field(default_factory=dict)
-    latency: bool = True
-
-    def count(self, case: Case) -> int:
-        """Return how many samples calibrate `case`."""
-        return case.samples if self.samples is None else self.samples
 
 
 @dataclass(frozen=True)
@@ -92,30 +70,18 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One candidate of one row: accuracies and agreement in percent, latency as a share of the original's.
+class CandidateResult(Result):
+    """One candidate of one row: its run, beside it what the judgement of the written file adds.
 
-    What was not measured is None; `failure` is what a run said that did not end with 0. `calibration_seconds` and
-    `inference_seconds` are those that our report tells.
+    `calibration_seconds` and `inference_seconds` are those of our report; `latency_minimum` is the ratio of the minima.
     """
 
-    candidate: str
-    exit_code: int
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-    bytes: int | None = None
-    accuracy_before: float | None = None
-    accuracy: float | None = None
-    agreement: float | None = None
-    sqnr_db: float | None = None
-    latency_share: float | None = None
+    candidate: str = "ours"
     latency_minimum: float | None = None
     fused: Fused | None = None
     calibration_seconds: float | None = None
     inference_seconds: float | None = None
     notes: tuple[str, ...] = ()
-    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +92,7 @@ class Row:
     pipeline: str
     samples: int
     bytes_before: int
-    results: tuple[Result, ...]
+    results: tuple[CandidateResult, ...]
     figures: tuple[Figure, ...]
 
     @property
@@ -165,96 +131,87 @@ class Memory:
         return self.failure is None and fits and most <= FLAT * min(self.peaks.values())
 
 
-def pipeline(case: Case, setting: Setting) -> str:
-    """Return the text of the pipeline that ours runs."""
-    options = " ".join(f"{name}={value}" for name, value in {**case.options, **setting.options}.items())
-    return f"{EXACT},insert-qdq" + (f"{{{options}}}" if options else "")
+def record_of_row(row: Row) -> dict[str, object]:
+    """Return what the JSON document holds of `row`."""
+    return asdict(row) | {"met": row.met, "figures": [record(figure) for figure in row.figures]}
 
 
-def measure(case: Case, setting: Setting) -> Row:
-    """Quantize `case` with every candidate, judge and time what was written."""
-    names = [name for name in setting.candidates if name == "ours" or case.calibration is None]
-    results = {name: _run(name, case, setting) for name in names}
-    written = {name: _output(name, case, setting) for name, one in results.items() if one.failure is None}
-    if setting.latency and written:
-        for name, (paired, minimum) in _latencies(case, setting, written).items():
+def measure(case: Case, setting: Setting, folder: Path, candidates: Sequence[str] = CANDIDATES) -> Row:
+    """Quantize `case` with every candidate, judge and time what was written into `folder`."""
+    case = setting.applied(case, PASSES)
+    names = [name for name in candidates if name == "ours" or case.calibration is None]
+    results = {name: _run(name, case, setting, folder) for name in names}
+    written = {name: _output(name, case, folder) for name, one in results.items() if one.failure is None}
+    timed = setting.timed != "none"
+    if timed and written:
+        shares = latency_shares(case.network.model_path(setting.shared), written)
+        for name in written:
+            paired, minimum = shares[name]
             results[name] = replace(results[name], latency_share=paired, latency_minimum=minimum)
     ours = results.get("ours")
     return Row(
         case.name,
-        pipeline(case, setting),
+        case.pipeline,
         setting.count(case),
-        case.model_path(setting.shared).stat().st_size,
+        case.network.model_path(setting.shared).stat().st_size,
         tuple(results.values()),
-        () if ours is None else figures(case, setting, ours),
+        () if ours is None else figures(case, ours, timed=timed),
     )
 
 
-def _output(name: str, case: Case, setting: Setting) -> Path:
-    return setting.folder / f"{case.name}.{name}.onnx"
+def _output(name: str, case: Case, folder: Path) -> Path:
+    return folder / f"{case.name}.{name}.onnx"
 
 
-def _run(name: str, case: Case, setting: Setting) -> Result:
-    """Return what came of one candidate, without its latency."""
-    output, report = _output(name, case, setting), setting.folder / f"{case.name}.{name}.json"
-    command = _ours(case, setting, output, report) if name == "ours" else _peer(name, case, setting, output)
+def _run(name: str, case: Case, setting: Setting, folder: Path) -> CandidateResult:
+    """Return the result of one candidate, without its latency."""
+    output, report = _output(name, case, folder), folder / f"{case.name}.{name}.json"
+    ours = name == "ours"
+    command = (
+        _ours(case, setting, output, report)
+        if ours
+        else (*_peer(name, case, setting, folder), "-o", str(output))
+    )
     usage = run_measured(command, ROOT)
-    base = Result(name, usage.exit_code, usage.seconds, usage.cpu_seconds, usage.peak_bytes)
+    measured = (usage.exit_code, usage.seconds, usage.cpu_seconds, usage.peak_bytes)
+    base = CandidateResult(case.name, case.pipeline if ours else name, 0, *measured, candidate=name)
     if usage.exit_code or not output.exists():
-        return replace(base, failure=_failure(usage))
-    facts = _judge(case, setting, output)
-    if name == "ours":
+        return replace(base, failure=failure_of(usage) or "exit 0: nothing was written")
+    facts = _judge(case, setting, output, folder)
+    if ours:
         facts |= details_of(json.loads(report.read_text(encoding="utf-8")))
     return replace(base, bytes=output.stat().st_size, **facts)
-
-
-def _failure(usage: Usage) -> str:
-    """Return the exit code and the end of what the run said; errors in the text of a pipeline take several lines."""
-    said = "\n".join(usage.stderr.strip().splitlines()[-5:])
-    return f"exit {usage.exit_code}: {said or 'it said nothing'}"
 
 
 def _ours(
     case: Case, setting: Setting, output: Path, report: Path, data: Path | None = None
 ) -> tuple[str, ...]:
-    calibration = str(data or case.data_path(setting.shared, "calibration"))
-    samples = ("--calibration", calibration, "--samples", str(setting.count(case)))
-    return (
-        *(sys.executable, "-m", "onnxcomp", "optimize", "-q", "--force"),
-        *(str(case.model_path(setting.shared)), "-o", str(output)),
-        *("--passes", pipeline(case, setting)),
-        *(samples if case.calibration is None else ("--calibration", case.calibration)),
-        *("--threads", str(setting.threads), "--report", str(report)),
-        *_preprocess(case, setting),
-    )
+    """Return our command on `case`, with the samples in `data` where that is given; others judge what it writes."""
+    work = replace(work_of(case, setting, None), evaluation=None, flags=("--force",))
+    return command_of(work if data is None else replace(work, calibration=str(data)), output, report)
 
 
-def _peer(name: str, case: Case, setting: Setting, output: Path) -> tuple[str, ...]:
+def _peer(what: str, case: Case, setting: Setting, folder: Path) -> tuple[str, ...]:
+    table = _table(case, folder)
     return (
-        *(sys.executable, "-m", "tools.bench.peers", name, str(case.model_path(setting.shared))),
-        *("-o", str(output)),
-        *("--calibration", str(case.data_path(setting.shared, "calibration"))),
+        *(sys.executable, "-m", "tools.bench.peers", what, str(case.network.model_path(setting.shared))),
+        *("--calibration", str(case.network.data_path(setting.shared, "calibration"))),
         *("--samples", str(setting.count(case))),
-        *_preprocess(case, setting),
+        *(() if table is None else ("--preprocess", str(table))),
     )
 
 
-def _preprocess(case: Case, setting: Setting) -> tuple[str, ...]:
-    table = _table(case, setting)
-    return () if table is None else ("--preprocess", str(table))
-
-
-def _table(case: Case, setting: Setting) -> Path | None:
-    """Return the file of the preprocess table of `case`, written where it has one of its own."""
-    if case.preprocess is None:
+def _table(case: Case, folder: Path) -> Path | None:
+    """Return the file of the preprocess table of the network of `case`, written where it has one of its own."""
+    if case.network.preprocess is None:
         return None
-    table = setting.folder / f"{case.name}.preprocess.json"
-    table.write_text(json.dumps(case.preprocess), encoding="utf-8")
+    table = folder / f"{case.name}.preprocess.json"
+    table.write_text(json.dumps(case.network.preprocess), encoding="utf-8")
     return table
 
 
 def details_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Result that the report of our run tells of insert-qdq.
+    """Return the fields of a result that the report of our run holds about insert-qdq.
 
     `calibration_seconds` and `inference_seconds` are taken from the details of whichever change has them.
     """
@@ -268,10 +225,11 @@ def details_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- judgement -------------------------------------------------------------------------------------------------------
-def _judge(case: Case, setting: Setting, output: Path) -> dict[str, Any]:
+def _judge(case: Case, setting: Setting, output: Path, folder: Path) -> dict[str, Any]:
     """Return how `output` does on the evaluation samples, beside the original, and what fuses in it."""
-    original = case.model_path(setting.shared)
-    samples = samples_of(original, case.data_path(setting.shared, "evaluation"), None, _table(case, setting))
+    original = case.network.model_path(setting.shared)
+    evaluation = case.network.data_path(setting.shared, "evaluation")
+    samples = samples_of(original, evaluation, None, _table(case, folder))
     found = compare_models(
         Session(str(original), threads=setting.threads),
         Session(str(output), threads=setting.threads),
@@ -294,41 +252,13 @@ def _fused(path: Path) -> Fused:
     return Fused(len(found.fused), len(found.unfused), len(found.floats), islands)
 
 
-def _latencies(case: Case, setting: Setting, written: Mapping[str, Path]) -> dict[str, tuple[float, float]]:
-    """Return by candidate the time as a share of the original's, by round and of the minima: batch 1, one thread."""
-    models = {"original": onnxcomp.load(case.model_path(setting.shared))}
-    models |= {name: onnxcomp.load(path) for name, path in written.items()}
-    bench = bench_models(models, Turns(40, 5), threads=1)
-    return {name: (one.ratio_paired, one.ratio_minimum) for name in written for one in (bench.at(name, 1),)}
-
-
-def figures(case: Case, setting: Setting, ours: Result) -> tuple[Figure, ...]:
-    """Return what `case` is to reach beside what `ours` reached."""
-    before, after = ours.accuracy_before, ours.accuracy
-    drop = None if before is None or after is None else before - after
-    wanted: list[tuple[str, Bound, float | None, float | None]] = [
-        ("agreement", ">=", case.agreement, ours.agreement),
-        ("sqnr_db", ">=", case.sqnr_db, ours.sqnr_db),
-        ("bytes", "<=", case.bytes, ours.bytes),
-        ("drop", "<=", case.drop, drop),
-    ]
-    if setting.latency:
-        wanted.append(("latency_share", "<=", case.latency, ours.latency_share))
-    return tuple(
-        Figure(name, bound, target, got) for name, bound, target, got in wanted if target is not None
-    )
-
-
 # --- cost and memory -------------------------------------------------------------------------------------------------
-def calibration_cost(case: Case, setting: Setting, row: Row, batch: int = 32) -> Cost:
+def calibration_cost(case: Case, setting: Setting, folder: Path, row: Row, batch: int = 32) -> Cost:
     """Return what calibration costs in `row`, beside plain inference of the same samples in batches of `batch`."""
-    answer = setting.folder / f"{case.name}.plain.json"
+    answer = folder / f"{case.name}.plain.json"
     command = (
-        *(sys.executable, "-m", "tools.bench.peers", "plain", str(case.model_path(setting.shared))),
-        *("--calibration", str(case.data_path(setting.shared, "calibration"))),
-        *("--samples", str(setting.count(case)), "--batch", str(batch)),
-        *("--threads", str(setting.threads), "--result", str(answer)),
-        *_preprocess(case, setting),
+        *_peer("plain", case, setting, folder),
+        *("--batch", str(batch), "--threads", str(setting.threads), "--result", str(answer)),
     )
     usage = run_measured(command, ROOT)
     plain = None if usage.exit_code else float(json.loads(answer.read_text())["inference_seconds"])
@@ -344,24 +274,29 @@ def calibration_cost(case: Case, setting: Setting, row: Row, batch: int = 32) ->
     )
 
 
-def measure_memory(case: Case, setting: Setting, counts: Sequence[int] = MEMORY_SAMPLES) -> Memory:
+def measure_memory(
+    case: Case, setting: Setting, folder: Path, counts: Sequence[int] = MEMORY_SAMPLES
+) -> Memory:
     """Return the peaks of our command with each of `counts` samples; where there are fewer, they are repeated."""
     idle = "import numpy, scipy, onnx, onnxruntime, onnxcomp.cli.main, onnxcomp.api"
     interpreter = run_measured((sys.executable, "-c", idle), ROOT).peak_bytes
     peaks: dict[int, int] = {}
     failure = None
-    for count, data in _repeated(case, setting, counts):
-        output = setting.folder / f"{case.name}.memory.onnx"
-        report = setting.folder / f"{case.name}.memory.json"
+    case = setting.applied(case, PASSES)
+    for count, data in _repeated(case, setting, folder, counts):
+        output = folder / f"{case.name}.memory.onnx"
+        report = folder / f"{case.name}.memory.json"
         usage = run_measured(_ours(case, replace(setting, samples=count), output, report, data), ROOT)
         peaks[count] = usage.peak_bytes
-        failure = failure or (_failure(usage) if usage.exit_code else None)
+        failure = failure or failure_of(usage)
     return Memory(case.name, interpreter, peaks, failure)
 
 
-def _repeated(case: Case, setting: Setting, counts: Sequence[int]) -> Iterator[tuple[int, Path]]:
+def _repeated(
+    case: Case, setting: Setting, folder: Path, counts: Sequence[int]
+) -> Iterator[tuple[int, Path]]:
     """Yield each count with a file of at least as many samples."""
-    given = case.data_path(setting.shared, "calibration")
+    given = case.network.data_path(setting.shared, "calibration")
     with np.load(given, allow_pickle=False) as archive:
         arrays = dict(archive)
     held = min(len(array) for array in arrays.values() if array.ndim)
@@ -369,7 +304,7 @@ def _repeated(case: Case, setting: Setting, counts: Sequence[int]) -> Iterator[t
         if count <= held:
             yield count, given
             continue
-        longer = setting.folder / f"{case.name}.{count}.npz"
+        longer = folder / f"{case.name}.{count}.npz"
         rows = np.arange(count) % held
         np.savez(longer, **{name: array[rows] if array.ndim else array for name, array in arrays.items()})
         yield count, longer

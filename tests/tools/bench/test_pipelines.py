@@ -11,43 +11,41 @@ from pathlib import Path
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
-from tools.bench import pipeline_cases, structure_runs
-from tools.bench import pipelines as try_pipelines
+from tools.bench import pipeline_cases, pipelines, runs
+from tools.bench.cases import EXACT, ZOO
 from tools.bench.child import Usage
-from tools.bench.pipeline_cases import FOLDED, NETWORKS, USUAL, Network, Try, tries_for
-from tools.bench.pipelines import Entry, Subject, best_for, gains, try_all
-from tools.bench.prune import EXACT
-from tools.bench.quantize_cases import ZOO
-from tools.bench.structure_runs import Result
+from tools.bench.pipeline_cases import FOLDED, SUBJECTS, USUAL, Subject, Try, tries_for
+from tools.bench.pipelines import Entry, Trial, best_for, gains, try_all
+from tools.bench.runs import Result
 
 MADE = Result("a", "", 0, 0, 30.0, 40.0, 5 * 10**8, accuracy_before=92.0)
-MLP = NETWORKS["digits-mlp"]
+MLP = SUBJECTS["digits-mlp"].network
 SPLIT = Try("split", "split-svd{params=0.5 repair=none}")
 PRUNE = Try("prune", "prune-filters{macs=0.5 criterion=l1 repair=none scope=uniform}")
 
 
-def subject(*tries: Try, samples: int = 16) -> Subject:
+def trial(*tries: Try, samples: int = 16) -> Trial:
     data = [str(MLP.data_path(Path(), role)) for role in ("calibration", "evaluation")]
-    return Subject("mlp", MLP.model_path(Path()), data[0], data[1], tries, samples, threads=1)
+    return Trial("mlp", MLP.model_path(Path()), data[0], data[1], tries, samples, threads=1)
 
 
 # --- the lists -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 def test_every_list_holds_pipelines_with_names_of_their_own_and_begins_with_the_exact_passes(
-    network: Network,
+    subject: Subject,
 ) -> None:
-    names = [one.name for one in network.tries]
-    assert len(names) == len(set(names)) and network.tries[0] == FOLDED
+    names = [one.name for one in subject.tries]
+    assert len(names) == len(set(names)) and subject.tries[0] == FOLDED
     assert not any("," in name for name in names), "--rows separates names by commas"
-    texts = [",".join(filter(None, (EXACT, one.passes))) for one in network.tries]
+    texts = [",".join(filter(None, (EXACT, one.passes))) for one in subject.tries]
     assert len(set(texts)) == len(texts)
     for text in texts:
         assert len(Pipeline.parse(text).passes) == text.count(",") + 1
-    assert network.tries is tries_for(network.name)
+    assert subject.tries is tries_for(subject.name)
 
 
 def test_all_lossy_passes_are_tried_on_the_resnet_in_several_orders() -> None:
-    texts = [one.passes for one in NETWORKS["resnet56"].tries]
+    texts = [one.passes for one in SUBJECTS["resnet56"].tries]
     firsts = {text.partition("{")[0] for text in texts if text.count("{") == 2}
     assert firsts == {"prune-filters", "split-svd", "substitute-depthwise"}
     assert {
@@ -60,7 +58,7 @@ def test_all_lossy_passes_are_tried_on_the_resnet_in_several_orders() -> None:
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg9"])
 def test_every_pair_of_passes_stands_beside_either_alone_at_the_same_macs(name: str) -> None:
-    tries = {one.name: one for one in NETWORKS[name].tries}
+    tries = {one.name: one for one in SUBJECTS[name].tries}
     pairs = [one for one in tries.values() if one.alone]
     assert len(pairs) == 12, "three passes, two of them, both orders, two shares between"
     for pair in pairs:
@@ -113,12 +111,12 @@ def test_a_pair_is_held_against_the_better_of_its_passes_that_met_the_same_budge
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 def test_every_pipeline_is_run_and_timed_beside_the_original(tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     broken = Try("broken", "split-svd{params=0.5 rapair=none}")
-    entries = try_all(subject(FOLDED, SPLIT, broken), tmp_path, 3, told.append)
+    entries = try_all(trial(FOLDED, SPLIT, broken), tmp_path, 3, reported.append)
     assert [entry.name for entry in entries] == ["original", "folded", "split", "broken"]
-    assert told[::2] == ["mlp: folded (1 of 3)", "mlp: split (2 of 3)", "mlp: broken (3 of 3)"]
-    assert "agreement 100.00, MACs 100.0 %" in told[1] and "exit 2: " in told[5]
+    assert reported[::2] == ["mlp: folded (1 of 3)", "mlp: split (2 of 3)", "mlp: broken (3 of 3)"]
+    assert "agreement 100.00, MACs 100.0 %" in reported[1] and "exit 2: " in reported[5]
     original, folded, split, failed = entries
     size = (ZOO / "digits_mlp.onnx").stat().st_size
     assert (original.time, original.minimum, original.bytes, original.result) == (1.0, 1.0, size, None)
@@ -148,14 +146,14 @@ def test_where_agreement_counts_the_original_has_all_of_it(
         Path(words[words.index("--report") + 1]).write_text(json.dumps(document))
         return Usage(0, 1.0, 1.0, 1, "")
 
-    monkeypatch.setattr(structure_runs, "run_measured", run)
-    given = subject(SPLIT)
+    monkeypatch.setattr(runs, "run_measured", run)
+    given = trial(SPLIT)
     assert [e.quality for e in try_all(given, tmp_path, 1, lambda _: None)] == [70.0, 71.0]
     assert [e.quality for e in try_all(replace(given, by_agreement=True), tmp_path, 1, lambda _: None)] == [
         100.0,
         88.0,
     ]
-    assert NETWORKS["lite0"].by_agreement and not NETWORKS["resnet56"].by_agreement
+    assert SUBJECTS["lite0"].by_agreement and not SUBJECTS["resnet56"].by_agreement
 
 
 def test_table_and_document_show_all_pipelines_side_by_side(
@@ -172,7 +170,7 @@ def test_table_and_document_show_all_pipelines_side_by_side(
     for role in ("calibration", "evaluation"):
         words += [f"--{role}", str(ZOO / f"digits_{role}.npz")]
     words += ["--samples", "16", "--rounds", "2", "--threads", "1", "--keep", str(kept), "--json", str(file)]
-    assert try_pipelines.main(words) == 0
+    assert pipelines.main(words) == 0
     shown = capsys.readouterr().out
     assert "net: pipelines behind" in shown and "points beside prune" in shown
     document = json.loads(file.read_text())
@@ -208,7 +206,7 @@ def test_a_wrong_call_ends_before_anything_runs(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        try_pipelines.main(["--shared", str(tmp_path), *words])
+        pipelines.main(["--shared", str(tmp_path), *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -224,7 +222,7 @@ def test_a_file_that_cannot_be_timed_is_refused_before_anything_runs(
         for word in (f"--{role}", str(ZOO / f"digits_{role}.npz"))
     ]
     with pytest.raises(SystemExit) as ended:
-        try_pipelines.main(["--model", str(net), *data])
+        pipelines.main(["--model", str(net), *data])
     assert ended.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "net.onnx: " in said and "Traceback" not in said

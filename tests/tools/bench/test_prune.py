@@ -10,16 +10,27 @@ from typing import Any
 
 import pytest
 
-from tools.bench import prune as bench_prune
+from onnxcomp.compiler.spec import Pipeline
+from tools.bench import runs, suite
+from tools.bench.cases import RAW, ZOO, Case, Network, Setting
 from tools.bench.child import Usage
-from tools.bench.prune import Figure, Result, Setting, figures, measure, measure_latency, pipeline, spread
-from tools.bench.prune_cases import CASES, RAW, Case
+from tools.bench.figures import Figure
+from tools.bench.prune import CASES, SUITE, main
+from tools.bench.runs import Result, figures, spread, time_ratio
+from tools.bench.suite import Suite, applied, measure
 
-ZOO = Path(__file__).parents[3] / "models"
-CHEAP = {"criterion": "l1", "repair": "none", "scope": "uniform"}
-MLP = Case("mlp-50", "digits_mlp", {"macs": "0.5", **CHEAP}, accuracy=10.0, seconds=1e6)
+CHEAP = "criterion=l1 repair=none scope=uniform"
+MLP = Case(
+    "mlp-50",
+    Network("digits_mlp"),
+    f"prune-filters{{macs=0.5 {CHEAP}}}",
+    accuracy=10.0,
+    seconds=1e6,
+    peak_bytes=8 * 10**8,
+)
 NAMES = {case.name: case for case in CASES}
 USAGE = Usage(exit_code=0, seconds=30.0, cpu_seconds=40.0, peak_bytes=5 * 10**8, stderr="")
+MADE = Result("a", "", 0, 0, 30.0, 40.0, 5 * 10**8)
 
 
 @pytest.fixture
@@ -35,7 +46,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 def test_a_row_is_the_whole_command_and_its_report(shared: Path) -> None:
-    result = measure(MLP, Setting(shared, samples=32, threads=1), seed=5)
+    result = measure(SUITE, MLP, Setting(shared, samples=32, threads=1), seed=5)
     assert result.failure is None
     assert result.pipeline.endswith("prune-filters{macs=0.5 criterion=l1 repair=none scope=uniform}")
     assert (result.case, result.seed, result.samples, result.exit_code) == ("mlp-50", 5, 32, 0)
@@ -59,7 +70,9 @@ def test_a_row_is_the_whole_command_and_its_report(shared: Path) -> None:
 
 
 def test_a_run_that_fails_is_a_row_with_its_reason(shared: Path) -> None:
-    result = measure(replace(MLP, options={"macs": "0.5", "criterion": "l3"}), Setting(shared, samples=8))
+    result = measure(
+        SUITE, replace(MLP, passes="prune-filters{macs=0.5 criterion=l3}"), Setting(shared, samples=8)
+    )
     assert result.exit_code == 2
     assert result.failure is not None and result.failure.startswith("exit 2: ") and "l3" in result.failure
     assert not result.met
@@ -76,24 +89,29 @@ def test_networks_that_take_raw_pixels_are_fed_raw_pixels(
         seen.append(json.loads(Path(words[words.index("--preprocess") + 1]).read_text()))
         return replace(USAGE, exit_code=2)
 
-    monkeypatch.setattr(bench_prune, "run_measured", run)
-    measure(NAMES["resnet8-75"], Setting(shared))
+    monkeypatch.setattr(runs, "run_measured", run)
+    measure(SUITE, NAMES["resnet8-75"], Setting(shared))
     assert seen == [RAW]
 
 
 def test_a_row_without_data_gives_none(shared: Path) -> None:
     result = measure(
-        replace(MLP, options={"macs": "0.5", "joint": "0", "scope": "uniform"}, calibration="none"),
+        SUITE,
+        replace(MLP, passes="prune-filters{macs=0.5 joint=0 scope=uniform}", calibration="none"),
         Setting(shared, samples=8, threads=1),
     )
     assert result.failure is None
     assert result.samples == 256, "as many as are made, whatever the other rows are given"
 
 
+def pipeline(case: Case, setting: Setting) -> str:
+    return applied(SUITE, case, setting).pipeline
+
+
 def test_given_options_win_over_those_of_the_row_and_move_its_target() -> None:
     setting = Setting(Path(), options={"repair": "one-shot", "align": "8", "macs": "0.4"})
     assert pipeline(MLP, setting).endswith("{macs=0.4 criterion=l1 repair=one-shot scope=uniform align=8}")
-    (share, *_) = figures(MLP, setting, USAGE, {"macs_share": 0.45})
+    (share, *_) = figures(applied(SUITE, MLP, setting), replace(MADE, macs_share=0.45))
     assert (share.target, share.met) == (0.4, False)
 
 
@@ -110,7 +128,7 @@ def test_a_given_budget_stands_in_the_place_of_that_of_the_row() -> None:
 
 
 def targets(case: Case, setting: Setting) -> dict[str, float]:
-    return {figure.name: figure.target for figure in figures(case, setting, USAGE, {})}
+    return {figure.name: figure.target for figure in figures(applied(SUITE, case, setting), MADE)}
 
 
 def test_figures_are_met_on_their_side_of_the_target_and_missed_where_nothing_was_measured() -> None:
@@ -146,9 +164,10 @@ def test_every_row_bounds_its_memory_and_its_budget() -> None:
     peaks = {name: targets(case, Setting(Path()))["peak_bytes"] for name, case in NAMES.items()}
     assert peaks == dict.fromkeys(NAMES, 8e8) | {"lite0-85": 2e9}
     for case in CASES:
-        budget = {"macs_share": case.options.get("macs"), "latency_share": case.options.get("latency")}
+        (step,) = Pipeline.parse(case.passes).passes
+        budget = {"macs_share": vars(step)["macs"], "latency_share": vars(step)["latency"]}
         found = targets(case, Setting(Path()))
-        asked = {name: float(share) for name, share in budget.items() if share is not None}
+        asked = {name: share for name, share in budget.items() if share is not None}
         assert len(asked) == 1 and asked.items() <= found.items()
 
 
@@ -157,25 +176,26 @@ def test_the_file_that_was_written_is_timed_where_a_latency_is_to_be_reached(
 ) -> None:
     timed: list[tuple[Path, int]] = []
 
-    def ratio(original: Path, pruned: Path) -> float:
+    def ratio(original: Path, pruned: Path, *, folded: bool) -> float:
+        assert not folded
         timed.append((original, pruned.stat().st_size))
         return 0.7
 
-    monkeypatch.setattr(bench_prune, "measure_latency", ratio)
+    monkeypatch.setattr(suite, "time_ratio", ratio)
     setting = Setting(shared, samples=8, threads=1)
-    result = measure(replace(MLP, latency=0.6), setting)
+    result = measure(SUITE, replace(MLP, latency=0.6), setting)
     assert [original for original, _ in timed] == [shared / "models" / "digits_mlp.onnx"]
     assert timed[0][1] < (ZOO / "digits_mlp.onnx").stat().st_size
     assert result.failure is None and result.latency_share == 0.7
     assert [figure.name for figure in result.figures if not figure.met] == ["latency_share"]
-    failed = measure(replace(MLP, latency=0.6, options={"macs": "0.5", "criterion": "l3"}), setting)
+    failed = measure(SUITE, replace(MLP, latency=0.6, passes="prune-filters{macs=0.5 criterion=l3}"), setting)
     assert failed.latency_share is None and len(timed) == 1, "nothing was written"
 
 
 def test_a_file_takes_as_long_as_itself_and_a_smaller_network_less() -> None:
     net, mlp = ZOO / "digits_resnet.onnx", ZOO / "digits_mlp.onnx"
-    assert 0.5 < measure_latency(net, net) < 2
-    assert measure_latency(net, mlp) < 0.5
+    assert 0.5 < time_ratio(net, net) < 2
+    assert time_ratio(net, mlp) < 0.5
 
 
 def test_a_row_is_fed_with_its_own_data_and_its_own_number_of_samples(
@@ -191,10 +211,10 @@ def test_a_row_is_fed_with_its_own_data_and_its_own_number_of_samples(
         seen.append([str(word) for word in command])
         return USAGE
 
-    monkeypatch.setattr(bench_prune, "run_measured", run)
+    monkeypatch.setattr(runs, "run_measured", run)
     wanted = ["--shared", str(shared), "--rows", "lite0-85,resnet8-50,resnet20-50"]
-    assert bench_prune.main(wanted) == 1
-    assert bench_prune.main([*wanted, "--samples", "64"]) == 1
+    assert main(wanted) == 1
+    assert main([*wanted, "--samples", "64"]) == 1
 
     def given(words: list[str], option: str) -> str:
         return words[words.index(option) + 1]
@@ -209,14 +229,12 @@ def test_a_row_is_fed_with_its_own_data_and_its_own_number_of_samples(
 def test_what_is_missed_stands_beside_its_target(
     shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case, setting = NAMES["vgg9-50"], Setting(shared)
-    facts: dict[str, Any] = {"accuracy": 85.0, "latency_share": 0.61, "macs_share": 0.5}
-    made = Result(
-        case.name, "", 0, 0, 30.0, 40.0, 5 * 10**8, **facts, figures=figures(case, setting, USAGE, facts)
-    )
+    case = applied(SUITE, NAMES["vgg9-50"], Setting(shared))
+    made = replace(MADE, case=case.name, accuracy=85.0, latency_share=0.61, macs_share=0.5)
+    made = replace(made, figures=figures(case, made))
     (shared / "models" / "cifar10_vgg9_bn.onnx").touch()
-    monkeypatch.setattr(bench_prune, "measure", lambda *_: made)
-    assert bench_prune.main(["--shared", str(shared), "--rows", "vgg9-50"]) == 1
+    monkeypatch.setattr(suite, "measure", lambda *_: made)
+    assert main(["--shared", str(shared), "--rows", "vgg9-50"]) == 1
     shown = capsys.readouterr().out
     assert "85.00 (>= 85.5)" in shown and "61.00 (<= 60)" in shown and "500 (<= 800)" in shown
 
@@ -236,7 +254,7 @@ def test_table_and_document_show_targets_beside_what_was_reached(
 ) -> None:
     file = shared / "figures.json"
     wanted = ["--rows", "resnet20-50-control", "--shared", str(shared), "--json", str(file)]
-    assert bench_prune.main([*wanted, "--samples", "16", "--repeat-with-seed", "0,1"]) == 0
+    assert main([*wanted, "--samples", "16", "--seed", "0,1"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("resnet20-50-control") == 3, "two runs and their spread"
     assert "(<= 800)" in shown
@@ -250,22 +268,24 @@ def test_table_and_document_show_targets_beside_what_was_reached(
 def test_memory_runs_with_once_and_twice_the_samples(
     shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[int] = []
+    asked: list[int | None] = []
 
-    def made(case: Case, setting: Setting, seed: int) -> Result:
+    def made(suite: Suite, case: Case, setting: Setting, seed: int) -> Result:
         asked.append(setting.samples)
-        held = min(setting.samples, 24)
-        return Result(case.name, "", seed, 0, 1.0, 1.0, 2 * 10**8 + 10**6 * setting.samples, samples=held)
+        count = setting.samples or 0
+        return replace(MADE, case=case.name, peak_bytes=2 * 10**8 + 10**6 * count, samples=min(count, 24))
 
-    monkeypatch.setattr(bench_prune, "measure", made)
+    monkeypatch.setattr(suite, "measure", made)
     wanted = ["--memory", "--shared", str(shared)]
-    assert bench_prune.main([*wanted, "--samples", "10"]) == 0
+    assert main([*wanted, "--samples", "10"]) == 0
     assert asked == [10, 20]
-    assert "twice the samples / once: 1.048" in capsys.readouterr().out
-    assert bench_prune.main([*wanted, "--samples", "12"]) == 0
+    assert "1.048 (<= 1.1)" in capsys.readouterr().out
+    assert main([*wanted, "--samples", "12"]) == 0
     capsys.readouterr()
-    assert bench_prune.main([*wanted, "--samples", "16"]) == 1
-    assert "not measured" in capsys.readouterr().out, "the data does not hold twice as many"
+    assert main([*wanted, "--samples", "16"]) == 1
+    assert "- (<= 1.1)" in capsys.readouterr().out, "the data does not hold twice as many"
+    main(wanted)
+    assert asked[-2:] == [512, 1024]
 
 
 @pytest.mark.parametrize(
@@ -275,14 +295,14 @@ def test_memory_runs_with_once_and_twice_the_samples(
         (["--rows", "vgg9-50"], "cifar10_vgg9_bn.onnx does not exist; say with --shared"),
         (["--rows", "lite0-85"], "efficientnet_lite0_bn.onnx does not exist; say with --shared"),
         (["--options", "align"], "'align' is not NAME=VALUE"),
-        (["--options", "macs=half"], "macs=half is no budget; give a number, as in macs=0.5"),
-        (["--memory", "--repeat-with-seed", "0,1"], "--memory runs with one seed"),
+        (["--rows", "resnet20-50", "--options", "macs=half"], "takes a number, not 'half'"),
+        (["--memory", "--seed", "0,1"], "--memory and --speed time no files and run with one seed"),
     ],
 )
 def test_a_wrong_call_ends_before_anything_runs(
     shared: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        bench_prune.main(["--shared", str(shared), *words])
+        main(["--shared", str(shared), *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err

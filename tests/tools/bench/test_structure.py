@@ -12,24 +12,13 @@ from typing import Any
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
-from tools.bench import structure as bench_structure
-from tools.bench import structure_runs
+from tools.bench import runs, structure, suite
+from tools.bench.cases import EXACT, NETWORKS, ZOO, Case, Network, Setting, with_options
 from tools.bench.child import Usage
-from tools.bench.prune import EXACT
-from tools.bench.quantize_cases import ZOO
-from tools.bench.structure_cases import CASES, MEMORY_ROWS, NEVER_SLOWER, SPEED_ROWS, Case
-from tools.bench.structure_runs import (
-    GOALS,
-    STRUCTURAL,
-    Result,
-    Setting,
-    drop_of,
-    figures,
-    folded_ratio,
-    measure,
-    pipeline,
-    with_options,
-)
+from tools.bench.figures import drop_of
+from tools.bench.runs import STRUCTURAL, Result, figures, time_ratio
+from tools.bench.structure import CASES, GOALS, NEVER_SLOWER, SUITE, main
+from tools.bench.suite import Suite, applied, measure
 
 NAMES = {case.name: case for case in CASES}
 MLP = replace(NAMES["digits-mlp"], passes="split-svd{params=0.4 repair=none}")
@@ -55,8 +44,7 @@ def shared(tmp_path: Path) -> Path:
 # --- the rows --------------------------------------------------------------------------------------------------------
 def test_the_rows_ask_for_what_is_to_be_reached() -> None:
     asked = {
-        name: {figure.name: figure.target for figure in figures(case, Setting(Path()), MADE)}
-        for name, case in NAMES.items()
+        name: {figure.name: figure.target for figure in figures(case, MADE)} for name, case in NAMES.items()
     }
     slow = {name: wanted for name, wanted in asked.items() if name.endswith("-accept")}
     assert {name: wanted for name, wanted in asked.items() if wanted and name not in slow} == {
@@ -75,45 +63,46 @@ def test_the_rows_ask_for_what_is_to_be_reached() -> None:
 
 
 def test_no_network_may_become_slower() -> None:
-    models = {case.model for case in CASES if case.name.endswith("-accept")}
-    assert models >= {path.stem for path in ZOO.glob("*.onnx")} | {case.model for case in CASES}
+    models = {case.network.model for case in CASES if case.name.endswith("-accept")}
+    assert models >= {path.stem for path in ZOO.glob("*.onnx")} | {case.network.model for case in CASES}
     for case in CASES:
         assert ("accept=latency" in case.passes) == case.name.endswith("-accept")
 
 
 def test_every_row_is_a_pipeline_whose_budget_is_what_the_row_asks_for() -> None:
     for case in CASES:
-        steps = Pipeline.parse(pipeline(case, Setting(Path()))).passes
+        steps = Pipeline.parse(case.pipeline).passes
         given = [step for step in steps if step.name in STRUCTURAL]
         assert given
         for what in ("macs", "params"):
             asked = getattr(case, what)
             assert asked is None or getattr(given[-1], what) == asked
-    assert {*MEMORY_ROWS, *SPEED_ROWS} <= set(NAMES)
-    assert all(NAMES[name].seconds is not None for name in SPEED_ROWS)
+    assert {*SUITE.memory_rows, *SUITE.speed_rows} <= set(NAMES)
+    assert all(NAMES[name].seconds is not None for name in SUITE.speed_rows)
 
 
 def test_given_options_reach_the_passes_that_change_shapes_and_a_goal_replaces_the_goal() -> None:
     text = "fold-batchnorm,split-svd{macs=0.5 sweeps=1},substitute-depthwise,split-svd-more{a=1},insert-qdq"
-    assert with_options(text, {}) == text
-    assert with_options(text, {"sweeps": "2"}) == (
-        "fold-batchnorm,split-svd{macs=0.5 sweeps=2},substitute-depthwise{sweeps=2},split-svd-more{a=1},insert-qdq"
-    )
-    assert (
-        with_options("split-svd{macs=0.5 method=cp}", {"energy": "0.9"}) == "split-svd{method=cp energy=0.9}"
-    )
+    for goals in ((), GOALS):
+        assert with_options(text, {}, STRUCTURAL, goals) == text
+        assert with_options(text, {"sweeps": "2"}, STRUCTURAL, goals) == (
+            "fold-batchnorm,split-svd{macs=0.5 sweeps=2},substitute-depthwise{sweeps=2},split-svd-more{a=1},insert-qdq"
+        )
+    one = with_options("split-svd{macs=0.5 method=cp}", {"energy": "0.9"}, STRUCTURAL, GOALS)
+    assert one == "split-svd{method=cp energy=0.9}"
     for goal in GOALS:
-        assert with_options("split-svd{%s=1}" % goal, {"macs": "0.4"}) == "split-svd{macs=0.4}"  # noqa: UP031
+        text = f"split-svd{{{goal}=1}}"
+        assert with_options(text, {"macs": "0.4"}, STRUCTURAL, GOALS) == "split-svd{macs=0.4}"
 
 
 def test_given_passes_stand_in_the_place_of_those_of_the_row() -> None:
     setting = Setting(Path(), passes="split-svd{macs=0.35}", options={"sweeps": "3"})
-    assert pipeline(MLP, setting) == f"{EXACT},split-svd{{macs=0.35 sweeps=3}}"
+    assert applied(SUITE, MLP, setting).pipeline == f"{EXACT},split-svd{{macs=0.35 sweeps=3}}"
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 def test_a_row_is_the_whole_command_and_its_report(tmp_path: Path) -> None:
-    result = measure(MLP, Setting(tmp_path, samples=32, threads=1), seed=5)
+    result = measure(SUITE, MLP, Setting(tmp_path, samples=32, threads=1), seed=5)
     assert result.failure is None
     assert result.pipeline == f"{EXACT},split-svd{{params=0.4 repair=none}}"
     assert (result.case, result.seed, result.exit_code, result.latency_share) == ("digits-mlp", 5, 0, None)
@@ -128,28 +117,30 @@ def test_a_row_is_the_whole_command_and_its_report(tmp_path: Path) -> None:
     assert set(result.pass_seconds or {}) == {*EXACT.split(","), "split-svd"}
     assert {f.name: f.reached for f in result.figures} == {
         "parameters_share": result.parameters_share,
-        "drop": drop_of(result),
+        "drop": drop_of(result.accuracy_before, result.accuracy),
     }
 
 
 def test_a_run_that_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    result = measure(replace(MLP, passes="split-svd{params=0.4 metod=cp}"), Setting(tmp_path, samples=8))
+    result = measure(
+        SUITE, replace(MLP, passes="split-svd{params=0.4 metod=cp}"), Setting(tmp_path, samples=8)
+    )
     assert result.exit_code == 2 and not result.met
     assert result.failure is not None and result.failure.startswith("exit 2: ") and "metod" in result.failure
     assert result.accuracy is None and result.bytes is None
 
 
 def test_what_an_earlier_run_left_is_not_read_for_one_that_failed(tmp_path: Path) -> None:
-    setting = Setting(tmp_path, samples=8, threads=1, keep=tmp_path)
-    assert measure(MLP, setting).failure is None and (tmp_path / "digits-mlp.json").exists()
-    assert measure(MLP, setting).failure is None, "it is written over"
-    failed = measure(replace(MLP, passes="split-svd{params=0.4 metod=cp}"), setting)
+    setting = Setting(tmp_path, samples=8, threads=1, folder=tmp_path)
+    assert measure(SUITE, MLP, setting).failure is None and (tmp_path / "digits-mlp.json").exists()
+    assert measure(SUITE, MLP, setting).failure is None, "it is written over"
+    failed = measure(SUITE, replace(MLP, passes="split-svd{params=0.4 metod=cp}"), setting)
     assert failed.exit_code == 2 and failed.accuracy is None and failed.bytes is None
 
 
 def test_a_budget_that_is_not_met_is_a_failure_with_the_figures_of_the_best_there_was(tmp_path: Path) -> None:
     case = replace(MLP, passes="split-svd{params=0.0001 repair=none}", latency=2.0)
-    result = measure(case, Setting(tmp_path, samples=8, threads=1))
+    result = measure(SUITE, case, Setting(tmp_path, samples=8, threads=1))
     assert result.exit_code == 4 and result.failure is not None and not result.met
     assert result.parameters_share is not None and 0.0001 < result.parameters_share < 0.4
     assert result.bytes is not None and result.latency_share is not None, (
@@ -170,9 +161,9 @@ def test_a_row_is_fed_with_its_own_data_and_one_without_gets_none(
             tables.append(json.loads(Path(after(words, "--preprocess")).read_text()))
         return replace(USAGE, exit_code=1)
 
-    monkeypatch.setattr(structure_runs, "run_measured", run)
+    monkeypatch.setattr(runs, "run_measured", run)
     for name in ("lite0-split", "resnet20-split-free", "resnet8-accept"):
-        measure(NAMES[name], Setting(tmp_path))
+        measure(SUITE, NAMES[name], Setting(tmp_path))
     data = tmp_path / "data"
     assert [after(words, "--calibration") for words in seen] == [
         str(data / "imagenet_calibration.npz"),
@@ -183,29 +174,29 @@ def test_a_row_is_fed_with_its_own_data_and_one_without_gets_none(
         str(data / f"{name}_evaluation.npz") for name in ("imagenet", "cifar10", "cifar10")
     ]
     assert ["--samples" in words and after(words, "--samples") for words in seen] == ["128", False, "512"]
-    assert tables == [NAMES["resnet8-accept"].preprocess]
+    assert tables == [NETWORKS["resnet8"].preprocess]
 
 
 def test_only_rows_about_time_are_timed_unless_all_or_none_are_wanted() -> None:
     untimed, timed = NAMES["resnet20-split"], NAMES["resnet56-time"]
     assert [Setting(Path()).times(case) for case in (untimed, timed)] == [False, True]
-    assert [Setting(Path(), time_all=True).times(case) for case in (untimed, timed)] == [True, True]
-    assert [Setting(Path(), time_all=None).times(case) for case in (untimed, timed)] == [False, False]
-    names = {figure.name for figure in figures(timed, Setting(Path(), time_all=None), MADE)}
+    assert [Setting(Path(), timed="all").times(case) for case in (untimed, timed)] == [True, True]
+    assert [Setting(Path(), timed="none").times(case) for case in (untimed, timed)] == [False, False]
+    names = {figure.name for figure in figures(timed, MADE, timed=False)}
     assert names == {"drop"}, "what is not timed is not judged"
 
 
 def test_time_is_beside_the_folded_original() -> None:
     net, mlp = ZOO / "digits_resnet.onnx", ZOO / "digits_mlp.onnx"
-    assert 0.5 < folded_ratio(net, net) < 2
-    assert folded_ratio(net, mlp) < 0.5
+    assert 0.5 < time_ratio(net, net, folded=True) < 2
+    assert time_ratio(net, mlp, folded=True) < 0.5
 
 
 def test_points_that_were_lost_are_not_more_because_floats_are_not_decimal() -> None:
     assert 91.9 - 90.3 > 1.6
     result = replace(MADE, accuracy_before=91.9, accuracy=90.3)
-    assert drop_of(result) == 1.6 and drop_of(MADE) is None
-    met = {f.name: f.met for f in figures(NAMES["resnet20-depthwise"], Setting(Path()), result)}
+    assert drop_of(91.9, 90.3) == 1.6 and drop_of(None, 90.3) is None
+    met = {f.name: f.met for f in figures(NAMES["resnet20-depthwise"], result)}
     assert met == {"macs_share": False, "drop": True, "seconds": True}
 
 
@@ -213,13 +204,12 @@ def test_points_that_were_lost_are_not_more_because_floats_are_not_decimal() -> 
 def test_table_and_document_show_targets_beside_what_was_reached_and_what_was_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        bench_structure, "CASES", (replace(MLP, agreement=101.0), NAMES["resnet56-time"], Case("x", "y", "z"))
-    )
+    cases = (replace(MLP, agreement=101.0), NAMES["resnet56-time"], Case("x", Network("y"), "split-svd"))
+    monkeypatch.setattr(structure, "SUITE", replace(SUITE, cases=cases))
     file = tmp_path / "figures.json"
     words = ["--shared", str(tmp_path), "--threads", "1", "--samples", "16", "--json", str(file)]
     words += ["--keep", str(tmp_path / "kept")]
-    assert bench_structure.main([*words, "--repeat-with-seed", "0,1"]) == 1
+    assert main([*words, "--seed", "0,1"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("│ digits-mlp") == 3, "two runs and their spread"
     assert "(<= 40)" in shown and "(<= 0.5)" in shown and "channel" in shown
@@ -241,12 +231,12 @@ def test_table_and_document_show_targets_beside_what_was_reached_and_what_was_mi
 def test_memory_runs_with_fewer_and_more_samples_and_must_not_grow(
     shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[int | None, bool | None]] = []
+    asked: list[tuple[int | None, str]] = []
 
-    def made(case: Case, setting: Setting, seed: int) -> Result:
-        asked.append((setting.samples, setting.time_all))
+    def made(suite: Suite, case: Case, setting: Setting, seed: int) -> Result:
+        asked.append((setting.samples, setting.timed))
         count = setting.samples or 0
-        figure = figures(case, setting, MADE)
+        figure = figures(case, MADE, timed=False)
         return replace(
             MADE,
             case=case.name,
@@ -255,30 +245,30 @@ def test_memory_runs_with_fewer_and_more_samples_and_must_not_grow(
             figures=figure,
         )
 
-    monkeypatch.setattr(bench_structure, "measure", made)
+    monkeypatch.setattr(suite, "measure", made)
     words = ["--memory", "--shared", str(shared), "--rows", "resnet20-split"]
     file = shared / "memory.json"
-    assert bench_structure.main([*words, "--samples", "10", "--json", str(file)]) == 0
+    assert main([*words, "--samples", "10", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "1.015 (<= 1.1)" in shown and "seconds" not in shown, "what a row asks for else is not judged here"
     assert json.loads(file.read_text())["memory"][0]["figure"]["met"] is True
-    assert bench_structure.main(words) == 1
+    assert main(words) == 1
     assert "1.180 (<= 1.1)" in capsys.readouterr().out
-    assert bench_structure.main([*words, "--samples", "200"]) == 1
+    assert main([*words, "--samples", "200"]) == 1
     assert "- (<= 1.1)" in capsys.readouterr().out, "the data does not hold four times as many"
-    assert asked == [(count, None) for count in (10, 40, 128, 512, 200, 800)]
+    assert asked == [(count, "none") for count in (10, 40, 128, 512, 200, 800)]
 
 
-def test_speed_tells_what_the_seconds_of_the_command_went_to(
+def test_speed_shows_what_the_seconds_of_the_command_went_to(
     shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def made(case: Case, setting: Setting, seed: int) -> Result:
+    def made(suite: Suite, case: Case, setting: Setting, seed: int) -> Result:
         parts = {"fold-constants": 0.5, "substitute-depthwise": 4.0, "split-svd": 16.0}
         result = replace(MADE, case=case.name, seconds=31.0, pass_seconds=parts)
-        return replace(result, figures=figures(case, setting, result))
+        return replace(result, figures=figures(case, result))
 
-    monkeypatch.setattr(bench_structure, "measure", made)
-    assert bench_structure.main(["--speed", "--shared", str(shared)]) == 1
+    monkeypatch.setattr(suite, "measure", made)
+    assert main(["--speed", "--shared", str(shared)]) == 1
     shown = capsys.readouterr().out
     assert "31.0 (<= 30)" in shown and "20.0" in shown and "10.5" in shown
     assert shown.count("│ resnet20-") == 2 and shown.count("resnet56-") == 2, "those are left out here"
@@ -292,10 +282,10 @@ def test_speed_tells_what_the_seconds_of_the_command_went_to(
         (["--options", "align"], "'align' is not NAME=VALUE"),
         (["--options", "mac=0.4"], "split-svd: unknown option 'mac'; did you mean 'macs'?"),
         (["--passes", "split-sdv"], "digits-mlp: unknown pass 'split-sdv'"),
-        (["--samples", "0"], "'0' is no number of samples"),
-        (["--repeat-with-seed", "one"], "'one' are no seeds"),
+        (["--samples", "0"], "'0' is no number; give 1 or more"),
+        (["--seed", "one"], "'one' are no seeds"),
         (
-            ["--memory", "--repeat-with-seed", "0,1"],
+            ["--memory", "--seed", "0,1"],
             "--memory and --speed time no files and run with one seed",
         ),
         (["--speed", "--time-all"], "--memory and --speed time no files and run with one seed"),
@@ -306,6 +296,6 @@ def test_a_wrong_call_ends_before_anything_runs(
 ) -> None:
     usual = [] if "--rows" in words else ["--rows", "digits-mlp"]
     with pytest.raises(SystemExit) as ended:
-        bench_structure.main(["--shared", str(tmp_path), *usual, *words])
+        main(["--shared", str(tmp_path), *usual, *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err

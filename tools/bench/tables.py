@@ -1,4 +1,4 @@
-"""How `tools.bench.structure` prints what it measured."""
+"""How what was measured is printed: numbers, targets in brackets, and the tables about runs of the whole command."""
 
 from __future__ import annotations
 
@@ -7,62 +7,86 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.prune import Figure
-from tools.bench.structure_runs import STRUCTURAL, Result, drop_of
+from tools.bench.figures import Figure, drop_of
+from tools.bench.runs import Result
 
-__all__ = ["forms_text", "line_of", "number", "show_memory", "show_results", "show_speed", "show_spread"]
+__all__ = [
+    "cell",
+    "forms_text",
+    "line_of",
+    "missed",
+    "number",
+    "say",
+    "show_memory",
+    "show_results",
+    "show_speed",
+    "show_spread",
+]
 
 
-def show_results(console: Console, results: Sequence[Result]) -> None:
-    """Print one line per run, what is to be reached in brackets, and below what was missed or failed."""
-    table = Table(title="split-svd and substitute-depthwise, the whole command", title_justify="left")
+def show_results(console: Console, title: str, beside: str, results: Sequence[Result]) -> None:
+    """Print one line per run, what is to be reached in brackets, and below what was missed or failed.
+
+    Times are shares of those of `beside`. What layers were replaced by is shown where any was.
+    """
+    table = Table(title=f"{title}, the whole command", title_justify="left")
     table.add_column("row")
+    formed = any(result.forms for result in results)
     for name in (
-        *("seed", "samples", "original %", "accuracy %", "drop", "agreement %", "MACs %", "parameters %"),
-        *("bytes", "bytes %", "time / folded", "seconds", "peak MB", "replaced", "left", "met"),
+        *("seed", "samples", "original %", "accuracy %", "drop", "agreement %", "SQNR dB", "MACs %"),
+        *("parameters %", "bytes", "bytes %", f"time / {beside} %", "seconds", "peak MB", "met"),
+        *(("replaced", "left") if formed else ()),
     ):
         table.add_column(name, justify="right")
-    table.add_column("forms")
+    if formed:
+        table.add_column("forms")
     for result in results:
         targets = {figure.name: figure for figure in result.figures}
         whole = result.bytes_before
+        counts = (sum(result.forms.values()), result.left)
         table.add_row(
             result.case,
             str(result.seed),
             number(result.samples, digits=0),
             number(result.accuracy_before),
-            number(result.accuracy),
-            _cell(drop_of(result), targets.get("drop")),
-            _cell(result.agreement, targets.get("agreement")),
-            _cell(result.macs_share, targets.get("macs_share"), 100),
-            _cell(result.parameters_share, targets.get("parameters_share"), 100),
+            cell(result.accuracy, targets.get("accuracy")),
+            cell(drop_of(result.accuracy_before, result.accuracy), targets.get("drop")),
+            cell(result.agreement, targets.get("agreement")),
+            number(result.sqnr_db),
+            cell(result.macs_share, targets.get("macs_share"), 100),
+            cell(result.parameters_share, targets.get("parameters_share"), 100),
             number(result.bytes, digits=0),
             number(result.bytes / whole if result.bytes is not None and whole else None, 100, 1),
-            _cell(result.latency_share, targets.get("latency_share"), digits=3),
-            _cell(result.seconds, targets.get("seconds"), digits=1),
-            number(result.peak_bytes, 1e-6, 0),
-            number(sum(result.forms.values()), digits=0),
-            number(result.left, digits=0),
-            "yes" if result.met else "no",
-            forms_text(result),
+            cell(result.latency_share, targets.get("latency_share"), 100),
+            cell(result.seconds, targets.get("seconds"), digits=1),
+            cell(result.peak_bytes, targets.get("peak_bytes"), 1e-6, 0),
+            _yes(result.met),
+            *((*(number(count, digits=0) for count in counts), forms_text(result)) if formed else ()),
         )
     console.print(table)
     for result in results:
-        for line in _remarks(result):
-            console.print(line, markup=False, highlight=False)
+        named = f"{result.case} (seed {result.seed})"
+        lines = [] if result.failure is None else [f"{named}: {result.failure}"]
+        say(console, [*lines, *missed(named, result.figures)])
 
 
-def _remarks(result: Result) -> list[str]:
-    named = f"{result.case} (seed {result.seed})"
-    lines = [] if result.failure is None else [f"{named}: {result.failure}"]
-    for figure in (figure for figure in result.figures if not figure.met):
-        reached = "not measured" if figure.reached is None else f"{figure.reached:.4g}"
-        lines.append(f"{named}: {figure.name} {reached} misses {figure.bound} {figure.target:g}")
+def missed(named: str, figures: Sequence[Figure]) -> list[str]:
+    """Return a line for each of `figures` that is missed."""
+    lines = []
+    for figure in (figure for figure in figures if not figure.met):
+        reached = "not measured" if figure.reached is None else f"{figure.reached:,.7g}"
+        lines.append(f"{named}: {figure.name} {reached} misses {figure.bound} {figure.target:,.10g}")
     return lines
 
 
+def say(console: Console, lines: Sequence[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
 def line_of(result: Result) -> str:
-    """Return what came of a run in a few words, for those who wait for the table."""
+    """Return the result of a run in a few words, for those who wait for the table."""
     if result.bytes is None:
         return (result.failure or "nothing was written").splitlines()[0]
     found = (
@@ -101,45 +125,40 @@ def show_memory(console: Console, pairs: Sequence[tuple[Result, Result, Figure]]
         cells = ((number(one.samples, digits=0), number(one.peak_bytes, 1e-6, 0)) for one in (fewer, more))
         met = figure.met and fewer.met and more.met
         table.add_row(
-            fewer.case, *(c for two in cells for c in two), _cell(figure.reached, figure, 1, 3), _yes(met)
+            fewer.case, *(c for two in cells for c in two), cell(figure.reached, figure, 1, 3), _yes(met)
         )
     console.print(table)
-    for result in (one for fewer, more, _ in pairs for one in (fewer, more)):
-        if result.failure is not None:
-            console.print(
-                f"{result.case}, {result.samples} samples: {result.failure}", markup=False, highlight=False
-            )
+    runs = (one for fewer, more, _ in pairs for one in (fewer, more))
+    say(console, [f"{r.case}, {r.samples} samples: {r.failure}" for r in runs if r.failure is not None])
 
 
-def show_speed(console: Console, results: Sequence[Result]) -> None:
-    """Print the seconds of the whole command, and which parts of it took them.
+def show_speed(console: Console, results: Sequence[Result], passes: Sequence[str]) -> None:
+    """Print the seconds of the whole command, and what `passes` and other parts of it took.
 
     `around` is what no pass took: to start, to look at the file, to verify and to judge on the evaluation samples.
     """
     table = Table(title="seconds of the whole command", title_justify="left")
     table.add_column("row")
-    names = ("samples", "seconds", "CPU s", "structure s", "other passes s", "around s", "met")
+    names = ("samples", "seconds", "CPU s", "these passes s", "other passes s", "around s", "met")
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
         times = result.pass_seconds or {}
-        structure = sum(seconds for name, seconds in times.items() if name in STRUCTURAL)
+        these = sum(seconds for name, seconds in times.items() if name in passes)
         whole = sum(times.values())
         target = next((figure for figure in result.figures if figure.name == "seconds"), None)
         table.add_row(
             result.case,
             number(result.samples, digits=0),
-            _cell(result.seconds, target, digits=1),
+            cell(result.seconds, target, digits=1),
             *(
                 number(value, digits=1)
-                for value in (result.cpu_seconds, structure, whole - structure, result.seconds - whole)
+                for value in (result.cpu_seconds, these, whole - these, result.seconds - whole)
             ),
             _yes(result.failure is None and (target is None or target.met)),
         )
     console.print(table)
-    for result in results:
-        if result.failure is not None:
-            console.print(f"{result.case}: {result.failure}", markup=False, highlight=False)
+    say(console, [f"{r.case}: {r.failure}" for r in results if r.failure is not None])
 
 
 def number(value: float | None, factor: float = 1, digits: int = 2) -> str:
@@ -147,9 +166,9 @@ def number(value: float | None, factor: float = 1, digits: int = 2) -> str:
     return "-" if value is None else f"{value * factor:,.{digits}f}"
 
 
-def _cell(value: float | None, figure: Figure | None, factor: float = 1, digits: int = 2) -> str:
+def cell(value: float | None, figure: Figure | None, factor: float = 1, digits: int = 2) -> str:
     """Return what was reached, and in brackets what is to be reached."""
-    target = "" if figure is None else f" ({figure.bound} {figure.target * factor:g})"
+    target = "" if figure is None else f" ({figure.bound} {figure.target * factor:,.10g})"
     return number(value, factor, digits) + target
 
 
