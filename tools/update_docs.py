@@ -75,7 +75,7 @@ def run_command(command: str, folder: Path) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}")
-    # Tables are padded to their widest row; how often a run tells how far it is depends on the machine.
+    # Tables are padded to their widest row; how often a run reports its progress depends on the machine.
     lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
     return "".join(f"{line}\n" for line in lines if not _PROGRESS.search(line))
 

@@ -190,7 +190,7 @@ def test_networks_that_are_not_there_are_left_out_with_the_reason(
     monkeypatch.setattr(
         quantize_package_zoo, "ENTRIES", (DIGITS, installed("gone", package="no-such-package"))
     )
-    words = ["--passes", "fold-batchnorm", "--no-latency", "--calibration", "4", "--evaluation", "4"]
+    words = ["--passes", "fold-batchnorm", "--no-latency", "--samples", "4", "--evaluation", "4"]
     assert quantize_package_zoo.main(words) == 0
     shown = capsys.readouterr().out
     assert "digits" in shown and "gone: left out, no-such-package is not installed" in shown
@@ -198,5 +198,5 @@ def test_networks_that_are_not_there_are_left_out_with_the_reason(
 
 def test_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        quantize_package_zoo.main(["--only", "resnet"])
+        quantize_package_zoo.main(["--rows", "resnet"])
     assert "there is no network 'resnet'; networks are ocr-detector, " in capsys.readouterr().err

@@ -24,17 +24,17 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
+from tools.bench import options as common
+from tools.bench.cases import EXACT, ROOT, ZOO
 from tools.bench.child import run_measured
 from tools.bench.document import write_document
 
 __all__ = ["PIPELINES", "FileDigest", "differences", "digest_of", "digest_row", "main"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 PIPELINES = {
     "exact": ("--preset", "exact"),
     "int8": ("--preset", "int8"),
-    "prune": ("--passes", "fold-constants,fold-batchnorm,remove-dead,prune-filters{macs=0.5}"),
+    "prune": ("--passes", f"{EXACT},prune-filters{{macs=0.5}}"),
 }
 """What every network is run through, by the name that stands behind that of the network."""
 
@@ -114,9 +114,9 @@ def digest_row(row: str, tree: Path, samples: int | None = None) -> FileDigest:
         output = Path(folder) / "out.onnx"
         command = (
             *(sys.executable, "-m", "onnxcomp", "optimize", "-q", "--allow-noop"),
-            *(str(ROOT / "models" / f"{network}.onnx"), "-o", str(output), *PIPELINES[pipeline]),
+            *(str(ZOO / f"{network}.onnx"), "-o", str(output), *PIPELINES[pipeline]),
             *("--seed", "0", "--threads", "1"),
-            *("--calibration", str(ROOT / "models" / "digits_calibration.npz")),
+            *("--calibration", str(ZOO / "digits_calibration.npz")),
             *(() if samples is None else ("--samples", str(samples))),
         )
         # Modules are looked for in the folder that a command runs in first.
@@ -160,22 +160,20 @@ def _difference(before: FileDigest, after: FileDigest) -> list[str]:
 # --- the command line ------------------------------------------------------------------------------------------------
 def main(arguments: Sequence[str] | None = None) -> int:
     """Digest the rows, print and compare them; return 1 where one fails or differs."""
-    rows = [f"{path.stem}/{p}" for path in sorted((ROOT / "models").glob("digits_*.onnx")) for p in PIPELINES]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", default=",".join(rows), metavar="NAME,...", help=f"of {', '.join(rows)}")
+    rows = [f"{path.stem}/{p}" for path in sorted(ZOO.glob("digits_*.onnx")) for p in PIPELINES]
+    parser = common.new_parser("bytes", __doc__)
+    common.add_rows(parser, rows)
     parser.add_argument("--tree", type=Path, default=ROOT, metavar="FOLDER", help="whose onnxcomp runs")
-    parser.add_argument("--samples", type=int, help="calibration samples (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    common.add_samples(parser, "all")
+    common.add_json(parser)
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with what --json wrote earlier")
     options = parser.parse_args(arguments)
-    for name in options.rows.split(","):
-        if name not in rows:
-            parser.error(f"there is no row '{name}'; rows are {', '.join(rows)}")
+    wanted = common.chosen_names(parser, options.rows, rows)
     if not (options.tree / "onnxcomp" / "__init__.py").exists():
         parser.error(f"{options.tree} holds no onnxcomp; give the folder of a working tree")
     before = None if options.against is None else _read(parser, options.against, options.samples)
     found: list[FileDigest] = []
-    for name in options.rows.split(","):
+    for name in wanted:
         found.append(digest_row(name, options.tree.resolve(), options.samples))
         print(f"{name:28} {found[-1].failure or found[-1].whole}", flush=True)
     differ = {} if before is None else differences(before, found)

@@ -138,7 +138,7 @@ class Setting:
         return case.samples if self.samples is None else self.samples
 
     def times(self, case: Case) -> bool:
-        """Return whether what comes of `case` is timed."""
+        """Return whether the file written for `case` is timed."""
         return self.timed == "all" or (self.timed == "wanted" and case.latency is not None)
 
     def applied(self, case: Case, passes: Collection[str], goals: Collection[str] = ()) -> Case:

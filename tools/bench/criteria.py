@@ -1,6 +1,6 @@
 """Compare the criteria of prune-filters: accuracy against remaining MACs, with repair and without, as table and picture.
 
-    python -m tools.bench criteria [--quick] [--criteria NAME,...] [--shares X,...] [--draw-only]
+    python -m tools.bench criteria [--quick] [--rows CRITERION,...] [--shares X,...] [--draw-only]
                                      [--samples N] [--threads N] [--shared FOLDER] [--folder FOLDER]
 
 Every cell is one call of `onnxcomp.optimize`, judged on all evaluation images. The folder (`docs`) gets `criteria.json`,
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +26,9 @@ import onnxcomp
 from onnxcomp.api import Optimized
 from onnxcomp.errors import BudgetError
 from onnxcomp.runtime.data.preprocess import Preprocess
-from tools.bench.criteria_picture import Curve, Panel, draw
+from tools.bench import options as common
+from tools.bench.cases import EXACT, NETWORKS, ROOT, Network
+from tools.bench.criteria_picture import AccuracyCurve, Panel, draw
 from tools.bench.document import write_document
 
 __all__ = [
@@ -35,9 +37,8 @@ __all__ = [
     "REPAIRS",
     "SHARES",
     "Cell",
+    "CellResult",
     "Comparison",
-    "Net",
-    "Outcome",
     "main",
     "measure",
     "panels",
@@ -46,10 +47,6 @@ __all__ = [
     "section",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-EXACT = "fold-constants,fold-batchnorm,remove-dead"
-
 CRITERIA = ("obs", "activation", "hrank", "entropy", "apoz", "bn-scale", "fpgm", "l2", "l1", "random")
 """All criteria of prune-filters, as tables list them."""
 
@@ -57,43 +54,17 @@ SHARES = (0.8, 0.65, 0.5, 0.35)
 """Shares of the multiply-accumulates that remain."""
 
 REPAIRS = {"with repair": "repair=sequential joint=0", "without repair": "repair=none"}
-"""Pass options by the name of the panel. The joint refinement, which is the same for every criterion, is left out: it
-takes most of the time."""
+"""Pass options by the name of the panel. The joint (Gauss-Newton) refinement, which is the same for every criterion, is left
+out: it takes most of the time."""
 
 _SECTION = re.compile(r"<!-- criteria -->\n.*?<!-- end criteria -->\n", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Net:
-    """A network and its data; `preprocess` is for networks that take other values than the data's own table makes."""
+NETS = {"ResNet-20": NETWORKS["resnet20"], "ResNet-8": NETWORKS["resnet8"]}
+"""What is compared on, by the names that the tables have."""
 
-    name: str
-    model: Path
-    calibration: Path
-    evaluation: Path
-    preprocess: Preprocess | None = None
-
-
-_CIFAR = (Path("data/cifar10_calibration.npz"), Path("data/cifar10_evaluation.npz"))
-
-NETS = (
-    Net("ResNet-20", Path("models/cifar10_resnet20_bn.onnx"), *_CIFAR),
-    # It takes the values 0..255 as they are.
-    Net(
-        "ResNet-8",
-        Path("models/mlperftiny_resnet8_cifar10.onnx"),
-        *_CIFAR,
-        Preprocess(layout="NHWC->NCHW"),
-    ),
-)
-"""What is compared on; paths are relative to `../shared`."""
-
-QUICK = Net(
-    "digits ResNet",
-    ROOT / "models/digits_resnet.onnx",
-    ROOT / "models/digits_calibration.npz",
-    ROOT / "models/digits_evaluation.npz",
-)
+QUICK = {"digits ResNet": NETWORKS["digits_resnet"]}
+"""What `--quick` runs on."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +80,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a cell: accuracies in percent on `images`, and notes where the criterion had to fall back."""
+class CellResult:
+    """The result of a cell: accuracies in percent on `images`, and notes where the criterion had to fall back."""
 
     cell: Cell
     pipeline: str
@@ -126,19 +97,19 @@ class Outcome:
 class Comparison:
     """What is to be run: nets, criteria, shares of MACs, and how many calibration samples on how many threads."""
 
-    nets: Sequence[Net]
+    nets: Mapping[str, Network]
     criteria: Sequence[str] = CRITERIA
     shares: Sequence[float] = SHARES
     samples: int = 512
     threads: int = 1
 
-    def cells(self) -> Iterator[tuple[Net, Cell]]:
+    def cells(self) -> Iterator[tuple[Network, Cell]]:
         """Yield all cells, the quick ones of every net first."""
         for repair in sorted(REPAIRS, key=lambda name: REPAIRS[name] != "repair=none"):
-            for net in self.nets:
+            for name, net in self.nets.items():
                 for macs in self.shares:
                     for criterion in self.criteria:
-                        yield net, Cell(net.name, criterion, macs, repair, self.samples)
+                        yield net, Cell(name, criterion, macs, repair, self.samples)
 
 
 def pipeline(cell: Cell) -> str:
@@ -147,16 +118,18 @@ def pipeline(cell: Cell) -> str:
     return f"{EXACT},prune-filters{{{options}}}"
 
 
-def measure(net: Net, cell: Cell, threads: int) -> Outcome:
-    """Run one cell as users do and return what came of it."""
+def measure(net: Network, cell: Cell, shared: Path, threads: int) -> CellResult:
+    """Run one cell as users do and return the result."""
     start = time.monotonic()
+    calibration, evaluation = (net.data_path(shared, role) for role in ("calibration", "evaluation"))
+    table = None if net.preprocess is None else Preprocess.from_json(json.dumps(net.preprocess), "its table")
     try:
         result = onnxcomp.optimize(
-            net.model,
+            net.model_path(shared),
             pipeline(cell),
-            calibration=net.calibration,
-            evaluation=net.evaluation,
-            preprocess=net.preprocess,
+            calibration=calibration,
+            evaluation=evaluation,
+            preprocess=table,
             samples=cell.samples,
             seed=cell.seed,
             threads=threads,
@@ -168,7 +141,7 @@ def measure(net: Net, cell: Cell, threads: int) -> Outcome:
     found = report.comparison
     assert found is not None and found.accuracy_before is not None and found.accuracy_after is not None
     assert report.before.macs and report.after.macs
-    return Outcome(
+    return CellResult(
         cell=cell,
         pipeline=pipeline(cell),
         accuracy_before=found.accuracy_before,
@@ -181,16 +154,16 @@ def measure(net: Net, cell: Cell, threads: int) -> Outcome:
 
 
 # --- the JSON document -----------------------------------------------------------------------------------------------
-def load(path: Path) -> dict[Cell, Outcome]:
+def load(path: Path) -> dict[Cell, CellResult]:
     """Return the outcomes that the JSON document at `path` holds, by cell; none where there is no such file."""
     if not path.exists():
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    found = (Outcome(**{**row, "cell": Cell(**row["cell"]), "notes": tuple(row["notes"])}) for row in rows)
+    found = (CellResult(**{**row, "cell": Cell(**row["cell"]), "notes": tuple(row["notes"])}) for row in rows)
     return {outcome.cell: outcome for outcome in found}
 
 
-def store(path: Path, outcomes: Mapping[Cell, Outcome]) -> None:
+def store(path: Path, outcomes: Mapping[Cell, CellResult]) -> None:
     """Write the outcomes to the JSON document at `path`, whole or not at all."""
     aside = path.with_suffix(".part")
     write_document(aside, "criteria", {"cells": [asdict(outcome) for outcome in outcomes.values()]})
@@ -198,14 +171,14 @@ def store(path: Path, outcomes: Mapping[Cell, Outcome]) -> None:
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
+def panels(outcomes: Sequence[CellResult]) -> list[Panel]:
     """Return what the picture shows: a panel per net and kind of repair, a curve per criterion."""
     found = []
     for net in dict.fromkeys(o.cell.net for o in outcomes):
         for repair in REPAIRS:
             here = [o for o in outcomes if (o.cell.net, o.cell.repair) == (net, repair)]
             curves = [
-                Curve(criterion, tuple(sorted((o.macs_share, o.accuracy) for o in points)))
+                AccuracyCurve(criterion, tuple(sorted((o.macs_share, o.accuracy) for o in points)))
                 for criterion in CRITERIA
                 if (points := [o for o in here if o.cell.criterion == criterion])
             ]
@@ -214,7 +187,7 @@ def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
     return found
 
 
-def section(outcomes: Sequence[Outcome]) -> str:
+def section(outcomes: Sequence[CellResult]) -> str:
     """Return the section of the page: how it was measured, the picture, and a table per net and kind of repair."""
     samples = sorted({o.cell.samples for o in outcomes})
     images = sorted({o.images for o in outcomes})
@@ -238,7 +211,7 @@ def section(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "<!-- end criteria -->", ""])
 
 
-def _table(outcomes: Sequence[Outcome], shares: Sequence[float]) -> list[str]:
+def _table(outcomes: Sequence[CellResult], shares: Sequence[float]) -> list[str]:
     if not outcomes:
         return []
     first = outcomes[0]
@@ -277,7 +250,7 @@ def renewed(page: str, text: str) -> str:
     return f"{page or '# Results'}\n\n{text}" if not page.endswith("\n") else f"{page}\n{text}"
 
 
-def publish(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def publish(folder: Path, outcomes: Sequence[CellResult]) -> None:
     """Write the picture and the section of the page into `folder`."""
     draw(panels(outcomes), folder / "criteria.png")
     page = folder / "results.md"
@@ -287,13 +260,13 @@ def publish(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 # --- the command line ------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.new_parser("criteria", __doc__)
     parser.add_argument("--quick", action="store_true", help="few cells on a shipped net")
-    parser.add_argument("--criteria", type=_names, default=CRITERIA, metavar="NAME,...")
+    common.add_rows(parser, CRITERIA)
     parser.add_argument("--shares", type=_numbers, metavar="X,...", help="shares of MACs that remain")
-    parser.add_argument("--samples", type=int, help="calibration samples (default 512, 64 with --quick)")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (default 1)")
-    parser.add_argument("--shared", type=Path, default=ROOT / "../shared", help="folder of models/ and data/")
+    common.add_samples(parser, "512, 64 with --quick")
+    common.add_threads(parser, 1)
+    common.add_shared(parser)
     parser.add_argument(
         "--folder",
         type=Path,
@@ -301,16 +274,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--draw-only", action="store_true", help="run nothing, draw what the JSON file holds")
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(word.strip() for word in text.split(",") if word.strip())
-    for name in names:
-        if name not in CRITERIA:
-            raise argparse.ArgumentTypeError(
-                f"there is no criterion '{name}'; there are {', '.join(CRITERIA)}"
-            )
-    return names
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -322,25 +285,17 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _comparison(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Comparison:
     """Return what is to be run; ends the program where a file is not there."""
-    nets: Sequence[Net] = [QUICK]
-    if not options.quick:
-        nets = [
-            replace(
-                net,
-                **{
-                    name: options.shared / getattr(net, name)
-                    for name in ("model", "calibration", "evaluation")
-                },
-            )
-            for net in NETS
-        ]
-    for net in nets:
-        for path in (net.model, net.calibration, net.evaluation):
+    criteria = common.chosen_names(parser, options.rows, CRITERIA)
+    nets = QUICK if options.quick else NETS
+    roles = ("calibration", "evaluation")
+    for net in nets.values():
+        files = [net.model_path(options.shared), *(net.data_path(options.shared, role) for role in roles)]
+        for path in files:
             if not path.exists():
-                parser.error(f"{path} does not exist; say with --shared where models/ and data/ are")
+                parser.error(f"{path} {common.ABSENT}")
     shares = options.shares or ((0.7, 0.4) if options.quick else SHARES)
     samples = options.samples or (64 if options.quick else 512)
-    return Comparison(nets, options.criteria, shares, samples, options.threads)
+    return Comparison(nets, criteria, shares, samples, options.threads)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -355,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes = load(folder / "criteria.json")
     todo = [(net, cell) for net, cell in comparison.cells() if cell not in outcomes]
     for place, (net, cell) in enumerate([] if options.draw_only else todo, 1):
-        outcome = outcomes[cell] = measure(net, cell, comparison.threads)
+        outcome = outcomes[cell] = measure(net, cell, options.shared, comparison.threads)
         store(folder / "criteria.json", outcomes)
         print(
             f"{place}/{len(todo)} {cell.net} {cell.criterion} {cell.macs:g} {cell.repair}: "

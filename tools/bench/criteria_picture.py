@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Curve", "Panel", "draw", "spread_apart"]
+__all__ = ["AccuracyCurve", "Panel", "draw", "spread_apart"]
 
 COLOURS = {
     "obs": "#000000",
@@ -28,7 +28,7 @@ MARKERS = dict(zip(COLOURS, "osD^vPX<>x", strict=True))
 
 
 @dataclass(frozen=True)
-class Curve:
+class AccuracyCurve:
     """The points (share of MACs, accuracy in percent) of one criterion."""
 
     criterion: str
@@ -41,7 +41,7 @@ class Panel:
 
     title: str
     original: float
-    curves: tuple[Curve, ...]
+    curves: tuple[AccuracyCurve, ...]
 
 
 def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Literal
 __all__ = ["FLAT", "Bound", "Figure", "drop_of", "record"]
 
 Bound = Literal[">=", "<="]
+"""On which side of a target a figure must be."""
 
 FLAT = 1.1
 """Peak memory with more samples to that with fewer: what counts as equal. Allocators are not exact."""

@@ -29,11 +29,12 @@ from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.bench import Benchmark, Turns, batch_feeds, bench_models
 from onnxcomp.runtime.observe import observe_shapes
+from tools.bench import options as common
+from tools.bench.cases import EXACT, NETWORKS, ROOT
 from tools.bench.document import write_document
+from tools.bench.tables import number, say
 
-__all__ = ["JUDGED", "ROWS", "TARGET", "Candidate", "Plan", "Row", "candidates", "measure", "peer"]
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+__all__ = ["JUDGED", "ROWS", "TARGET", "Candidate", "Row", "Timing", "candidates", "measure", "peer"]
 
 TARGET = 0.80
 """Latency of a ResNet with half its MACs to that of the original file, which is to be reached at every batch size."""
@@ -41,10 +42,8 @@ TARGET = 0.80
 JUDGED = "align=1"
 """The candidate that is to reach it."""
 
-ROWS = {"resnet20": "cifar10_resnet20_bn", "resnet56": "cifar10_resnet56_bn"}
-"""The networks by the names of their rows."""
-
-EXACT = "fold-constants,fold-batchnorm,remove-dead"
+ROWS = ("resnet20", "resnet56")
+"""The networks that are measured."""
 
 QUICK = " criterion=l1 repair=none scope=uniform"
 """Options that cut as many channels everywhere without measuring which: the time is the same, the accuracy is not."""
@@ -61,7 +60,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timing:
     """What is pruned how, and how it is timed."""
 
     shared: Path
@@ -90,14 +89,14 @@ class Row:
         return all(one.ratio_median <= TARGET for one in judged) if judged else None
 
 
-def candidates(path: Path, plan: Plan) -> tuple[list[Candidate], list[str]]:
+def candidates(path: Path, timing: Timing) -> tuple[list[Candidate], list[str]]:
     """Return the candidates made of the network at `path`, and notes on those that cannot be made."""
     original = onnxcomp.load(path)
-    folded = onnxcomp.optimize(original, EXACT, threads=plan.threads).model
+    folded = onnxcomp.optimize(original, EXACT, threads=timing.threads).model
     found = [_candidate("original", original), _candidate("folded", folded)]
     notes: list[str] = []
-    for align in plan.align:
-        done = _pruned(original, align, plan)
+    for align in timing.align:
+        done = _pruned(original, align, timing)
         comparison = done.report.comparison
         accuracy = None if comparison is None else comparison.accuracy_after
         found.append(_candidate(f"align={align}", done.model, accuracy))
@@ -109,15 +108,15 @@ def candidates(path: Path, plan: Plan) -> tuple[list[Candidate], list[str]]:
     return found, notes
 
 
-def _pruned(original: Model, align: int, plan: Plan) -> Optimized:
+def _pruned(original: Model, align: int, timing: Timing) -> Optimized:
     """Return `original` with half its MACs, or what comes nearest with channels in multiples of `align`."""
     try:
         return onnxcomp.optimize(
             original,
-            f"{EXACT},prune-filters{{macs=0.5 align={align}{QUICK if plan.quick else ''}}}",
-            calibration=plan.shared / "data" / "cifar10_calibration.npz",
-            evaluation=plan.shared / "data" / "cifar10_evaluation.npz",
-            samples=plan.samples,
+            f"{EXACT},prune-filters{{macs=0.5 align={align}{QUICK if timing.quick else ''}}}",
+            calibration=timing.shared / "data" / "cifar10_calibration.npz",
+            evaluation=timing.shared / "data" / "cifar10_evaluation.npz",
+            samples=timing.samples,
         )
     except BudgetError as problem:
         if not isinstance(problem.result, Optimized):
@@ -153,14 +152,14 @@ def peer(folded: Model) -> Model:
     return pruned
 
 
-def measure(name: str, path: Path, plan: Plan) -> Row:
+def measure(name: str, path: Path, timing: Timing) -> Row:
     """Return the row of the network at `path`."""
-    found, notes = candidates(path, plan)
+    found, notes = candidates(path, timing)
     benchmark = bench_models(
         {one.name: one.model for one in found},
-        Turns(plan.rounds, plan.repeats),
-        batches=plan.batches,
-        threads=plan.threads,
+        Turns(timing.rounds, timing.repeats),
+        batches=timing.batches,
+        threads=timing.threads,
     )
     return Row(name, tuple(found), benchmark, tuple(notes))
 
@@ -180,17 +179,19 @@ def _show(console: Console, row: Row) -> None:
         macs, parameters = shares[one.name]
         table.add_row(
             one.name,
-            _number(macs and 100 * macs, 1),
-            _number(100 * parameters, 1),
-            _number(accuracies[one.name], 2),
+            number(macs and 100 * macs, digits=1),
+            number(100 * parameters, digits=1),
+            number(accuracies[one.name], digits=2),
             str(one.batch),
-            *(_number(1e3 * seconds, 3) for seconds in (one.median, one.minimum, one.p95)),
-            *(_number(r, 3) for r in (one.ratio_median, one.ratio_minimum, one.ratio_paired, one.ratio_cpu)),
+            *(number(1e3 * seconds, digits=3) for seconds in (one.median, one.minimum, one.p95)),
+            *(
+                number(r, digits=3)
+                for r in (one.ratio_median, one.ratio_minimum, one.ratio_paired, one.ratio_cpu)
+            ),
             f"<= {TARGET:.2f}" if one.name == JUDGED else "",
         )
     console.print(table)
-    for note in row.notes:
-        console.print(note, markup=False, highlight=False)
+    say(console, row.notes)
 
 
 def _shares(row: Row) -> dict[str, tuple[float | None, float]]:
@@ -207,10 +208,6 @@ def _shares(row: Row) -> dict[str, tuple[float | None, float]]:
 
 def _threads(count: int) -> str:
     return {0: "all cores", 1: "one thread"}.get(count, f"{count} threads")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _record(row: Row) -> dict[str, object]:
@@ -237,38 +234,38 @@ def _record(row: Row) -> dict[str, object]:
 
 # --- the command line ------------------------------------------------------------------------------------------------
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    plan = Plan(ROOT / "../shared")
-    parser.add_argument("--rows", default=",".join(ROWS), metavar="NAME,...", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--align", type=_sizes, default=plan.align, metavar="N,...", help="multiples to keep")
-    parser.add_argument("--batches", type=_sizes, default=plan.batches, metavar="N,...", help="batch sizes")
-    parser.add_argument("--samples", type=int, default=plan.samples, help="calibration samples")
+    parser = common.new_parser("latency", __doc__)
+    usual = Timing(ROOT / "../shared")
+    common.add_rows(parser, ROWS)
+    parser.add_argument(
+        "--align", type=_sizes, default=usual.align, metavar="N,...", help="multiples to keep"
+    )
+    parser.add_argument("--batches", type=_sizes, default=usual.batches, metavar="N,...", help="batch sizes")
+    common.add_samples(parser, str(usual.samples), usual.samples)
     parser.add_argument(
         "--quick",
         action="store_true",
         help="prune by l1 norm without repair: the same time, a useless accuracy",
     )
-    parser.add_argument("--rounds", type=int, default=plan.rounds, help="turns of every candidate")
-    parser.add_argument("--repeats", type=int, default=plan.repeats, help="runs in a turn")
-    parser.add_argument("--threads", type=int, default=plan.threads, help="of onnxruntime; 0 = all cores")
-    parser.add_argument("--shared", type=Path, default=plan.shared, help="folder of models/ and data/")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--rounds", type=common.count, default=usual.rounds, help="turns of every candidate")
+    parser.add_argument("--repeats", type=common.count, default=usual.repeats, help="runs in a turn")
+    common.add_threads(parser, usual.threads)
+    common.add_shared(parser)
+    common.add_json(parser)
     return parser
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    return tuple(common.count(word) for word in text.split(","))
 
 
 def _paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Mapping[str, Path]:
     """Return the files to measure by row; ends the program where a name or a file is not there."""
-    found: dict[str, Path] = {}
-    for name in options.rows.split(","):
-        if name not in ROWS:
-            parser.error(f"there is no row '{name}'; rows are {', '.join(ROWS)}")
-        found[name] = options.shared / "models" / f"{ROWS[name]}.onnx"
-        if not found[name].exists():
-            parser.error(f"{found[name]} does not exist; say with --shared where models/ and data/ are")
+    names = common.chosen_names(parser, options.rows, ROWS)
+    found = {name: NETWORKS[name].model_path(options.shared) for name in names}
+    for path in found.values():
+        if not path.exists():
+            parser.error(f"{path} {common.ABSENT}")
     return found
 
 
@@ -277,14 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     names = ("shared", "align", "batches", "samples", "quick", "threads", "rounds", "repeats")
-    plan = Plan(**{name: getattr(options, name) for name in names})
+    timing = Timing(**{name: getattr(options, name) for name in names})
     rows: list[Row] = []
-    # Where there is no terminal, rich would wrap the table at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = common.console()
     for name, path in _paths(parser, options).items():
         print(name, file=sys.stderr)
-        rows.append(measure(name, path, plan))
+        rows.append(measure(name, path, timing))
         _show(console, rows[-1])
     if options.json is not None:
-        write_document(options.json, "latency", {"quick": plan.quick, "rows": [_record(row) for row in rows]})
+        content = {"quick": timing.quick, "rows": [_record(row) for row in rows]}
+        write_document(options.json, "latency", content)
     return 1 if any(row.met is False for row in rows) else 0

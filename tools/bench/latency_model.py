@@ -1,6 +1,6 @@
 """Hold estimates of latency against the clock: networks cut by many plans, estimated, really cut, and measured.
 
-    python -m tools.bench latency-model [--networks NAME,...] [--shared FOLDER] [--json FILE]
+    python -m tools.bench latency-model [--rows NAME,...] [--within SHARE] [--shared FOLDER] [--json FILE]
 
 Plans cut every group to the same share, or groups to random shares, to multiples of 1, 8 and 16 channels. The first channels
 stay, whatever they are worth: only their number decides about time. Let nothing heavy run beside it.
@@ -9,11 +9,9 @@ Exit code 1 where an estimate is off by more than `--within` (5 %).
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -27,20 +25,14 @@ from onnxcomp.compiler.cost.latency import LatencyPrice, measured_ratio
 from onnxcomp.compiler.passbase import Context
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.observe import observe_shapes
+from tools.bench import options as common
+from tools.bench.cases import EXACT, NETWORKS
 from tools.bench.document import write_document
 
-__all__ = ["NETWORKS", "Row", "check", "plans"]
+__all__ = ["ROWS", "Row", "check", "plans"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-NETWORKS = {
-    "resnet20": "cifar10_resnet20_bn",
-    "resnet56": "cifar10_resnet56_bn",
-    "vgg9": "cifar10_vgg9_bn",
-}
-"""The networks by the names of their rows."""
-
-EXACT = "fold-constants,fold-batchnorm,remove-dead"
+ROWS = ("resnet20", "resnet56", "vgg9")
+"""The networks that are measured."""
 
 
 @dataclass(frozen=True)
@@ -127,26 +119,35 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the networks asked for, print the table, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--within", type=float, default=0.05)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
-    parser.add_argument("--json", type=Path)
+    parser = common.new_parser("latency-model", __doc__)
+    common.add_rows(parser, ROWS)
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="by which an estimate may be off (default 0.05)",
+    )
+    common.add_shared(parser)
+    common.add_json(parser)
     given = parser.parse_args(arguments)
-    names = given.networks.split(",")
-    for name in names:
-        if name not in NETWORKS:
-            parser.error(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    files = {
+        name: NETWORKS[name].model_path(given.shared)
+        for name in common.chosen_names(parser, given.rows, ROWS)
+    }
+    for path in files.values():
+        if not path.exists():
+            parser.error(f"{path} {common.ABSENT}")
     progress, rows, facts = Console(stderr=True), list[Row](), dict[str, dict[str, float]]()
-    for name in names:
-        model = onnxcomp.optimize(given.shared / "models" / f"{NETWORKS[name]}.onnx", EXACT).model
+    for name, path in files.items():
+        model = onnxcomp.optimize(path, EXACT).model
         found, facts[name] = check(name, model, progress)
         rows += found
-    console = Console()
+    console = common.console()
     console.print(_table(rows))
     for name, figures in facts.items():
-        told = ", ".join(f"{figure:.3g} {what.replace('_', ' ')}" for what, figure in figures.items())
-        console.print(f"{name}: {told}")
+        shown = ", ".join(f"{figure:.3g} {what.replace('_', ' ')}" for what, figure in figures.items())
+        console.print(f"{name}: {shown}")
     errors = np.abs([row.error for row in rows])
     console.print(f"error: median {np.median(errors):.1%}, worst {errors.max():.1%}")
     if given.json is not None:

@@ -87,7 +87,7 @@ class Gain:
 def try_all(trial: Trial, folder: Path, rounds: int, report: Callable[[str], None]) -> list[Entry]:
     """Run every pipeline on `trial`, the files into `folder`; return the original's entry, then one for each.
 
-    `report` gets a line when a run begins and one when it has ended; the times are taken when all have.
+    `report` gets a line when a run begins and one when it has ended; the files are timed when all have.
 
     Raises:
         OSError: where python cannot be started.

@@ -71,6 +71,7 @@ SUITE = Suite(
     speed_rows=("resnet20-50-uniform", "resnet20-50", "resnet56-50-uniform", "resnet56-50"),
     judged=judged,
 )
+"""How these rows are run, and what their options are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

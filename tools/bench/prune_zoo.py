@@ -1,7 +1,7 @@
 """Prune the architectures of the onnx package's light zoo to a share of their MACs, and hold each against its oracle.
 
     python -m tools.bench prune-zoo
-    python -m tools.bench prune-zoo light_shufflenet --macs 0.4
+    python -m tools.bench prune-zoo --rows light_shufflenet --macs 0.4
 
 The weights are random, so that nothing is said of accuracy: what is shown is that the channels of these graphs can go at
 all (dense concatenations, inceptions, channel shuffles between grouped convolutions), and that what is left computes
@@ -10,16 +10,13 @@ exactly what the original computes with those channels zeroed where they are con
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-from rich.console import Console
 from rich.table import Table
 
 from onnxcomp.analysis.channels import ChannelGroups, channel_groups
@@ -32,9 +29,10 @@ from onnxcomp.ir.proto import from_proto, to_proto
 from onnxcomp.numerics.arrays import Mask
 from onnxcomp.runtime.observe import observe_shapes
 from onnxcomp.testing import random_keep
+from tools.bench import options as common
 from tools.light_zoo import light_model, light_paths, random_feeds, relative_error, run_as_written
 
-__all__ = ["MODELS", "Outcome", "main", "prune_light"]
+__all__ = ["MODELS", "ZooPruning", "main", "prune_light"]
 
 MODELS = ("light_densenet121", "light_inception_v2", "light_shufflenet", "light_squeezenet", "light_vgg19")
 """The models that have to reach the budget."""
@@ -52,8 +50,8 @@ Keep = Mapping[str, Mask]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one model.
+class ZooPruning:
+    """The result on one model.
 
     Attributes:
         model: its name.
@@ -83,8 +81,8 @@ class Outcome:
         return self.shortfall is None and self.macs <= budget and equal
 
 
-def prune_light(path: Path, budget: float = BUDGET, seed: int = 0) -> Outcome:
-    """Return what comes of pruning the light model at `path`, with random weights, to `budget` of its MACs."""
+def prune_light(path: Path, budget: float = BUDGET, seed: int = 0) -> ZooPruning:
+    """Return the result of pruning the light model at `path`, with random weights, to `budget` of its MACs."""
     model = from_proto(light_model(path, seed))
     feeds = random_feeds(to_proto(model), seed)
     shapes = observe_shapes(model, feeds, threads=1)
@@ -116,7 +114,7 @@ def prune_light(path: Path, budget: float = BUDGET, seed: int = 0) -> Outcome:
     )
     least = CutCost(model, groups, shapes).count(random_keep(groups, seed, share=0.0))
     outputs = [run_as_written(to_proto(m), feeds) for m in (model, masked, result.model)]
-    return Outcome(
+    return ZooPruning(
         model=path.stem,
         macs=(left.macs or 0) / (whole.macs or 1),
         parameters=left.parameters / whole.parameters,
@@ -141,7 +139,7 @@ def _blocked(groups: ChannelGroups) -> dict[str, tuple[int, int]]:
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-def _table(outcomes: Sequence[Outcome], budget: float) -> Table:
+def _table(outcomes: Sequence[ZooPruning], budget: float) -> Table:
     table = Table(title=PIPELINE.format(budget=budget), title_justify="left")
     table.add_column("model")
     for name in (
@@ -166,33 +164,21 @@ def _table(outcomes: Sequence[Outcome], budget: float) -> Table:
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = [path.stem for path in light_paths()]
-    parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (default: {', '.join(MODELS)})"
-    )
-    parser.add_argument(
-        "--macs", type=float, default=BUDGET, help=f"share that may remain (default {BUDGET:g})"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default 0)")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prune the models and print what came of each; return 1 where one misses the budget or its oracle."""
-    parser = _parser()
-    options: Any = parser.parse_args(arguments)
+    """Prune the models and print the results; return 1 where one misses the budget or its oracle."""
+    parser = common.new_parser("prune-zoo", __doc__)
     paths = {path.stem: path for path in light_paths()}
-    for name in options.models:
-        if name not in paths:
-            parser.error(f"there is no model '{name}'; models are {', '.join(paths)}")
+    common.add_rows(parser, paths, ", ".join(MODELS))
+    parser.add_argument(
+        "--macs", type=float, default=BUDGET, metavar="SHARE", help=f"that may remain (default {BUDGET:g})"
+    )
+    common.add_seed(parser)
+    options = parser.parse_args(arguments)
     outcomes = []
-    for name in options.models or MODELS:
+    for name in common.chosen_names(parser, options.rows or MODELS, list(paths)):
         print(name, file=sys.stderr)
         outcomes.append(prune_light(paths[name], options.macs, options.seed))
-    # Where there is no terminal, rich would wrap the table at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = common.console(140)
     console.print(_table(outcomes, options.macs))
     for outcome in outcomes:
         for reason, (count, channels) in outcome.blocked.items():

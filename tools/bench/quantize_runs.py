@@ -213,7 +213,7 @@ def _table(case: Case, folder: Path) -> Path | None:
 def details_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a result that the report of our run holds about insert-qdq.
 
-    `calibration_seconds` and `inference_seconds` are taken from the details of whichever change has them.
+    `calibration_seconds` and `inference_seconds` are read from the details of whichever change has them.
     """
     runs = [run for run in report["runs"] if run["name"] == "insert-qdq"]
     found: dict[str, Any] = {"notes": tuple(note for run in runs for note in run["notes"])}

@@ -1,6 +1,6 @@
-"""Quantize the networks of `tools.package_zoo` and print what came of each, and why what stayed float did.
+"""Quantize the networks of `tools.package_zoo` and print the results, and why what stayed float did.
 
-    python -m tools.bench quantize-zoo [--only NAME,...] [--passes TEXT] [--peer] [--calibration N] [--evaluation N]
+    python -m tools.bench quantize-zoo [--rows NAME,...] [--passes TEXT] [--peer] [--samples N] [--evaluation N]
                                          [--no-latency] [--threads N] [--json FILE]
 
 The networks come from packages that are installed beside onnxcomp; one that is not there is left out with the reason.
@@ -30,16 +30,16 @@ from onnxcomp.runtime.compare import compare_models
 from onnxcomp.runtime.fusion import Fusion, fusion_of
 from onnxcomp.runtime.session import Session, SessionError
 from onnxcomp.runtime.steady import steady_ratio
+from tools.bench import options as common
+from tools.bench.cases import EXACT, ROOT
 from tools.bench.child import run_measured
 from tools.bench.document import write_document
 from tools.bench.peers import samples_of
 from tools.package_zoo import ENTRIES, Entry, write_samples
 
-__all__ = ["PEER", "QUANTIZE", "Outcome", "main", "peer_entry", "quantize_entry", "reasons"]
+__all__ = ["PEER", "QUANTIZE", "ZooQuantization", "main", "peer_entry", "quantize_entry", "reasons"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-QUANTIZE = "fold-constants,fold-batchnorm,remove-dead,insert-qdq"
+QUANTIZE = f"{EXACT},insert-qdq"
 """The pipeline that runs."""
 
 PEER = ", onnxruntime"
@@ -47,8 +47,8 @@ PEER = ", onnxruntime"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one network; None where it was not measured.
+class ZooQuantization:
+    """The result on one network; None where it was not measured.
 
     Attributes:
         name: that of the entry.
@@ -85,8 +85,8 @@ def quantize_entry(
     counts: tuple[int, int] = (32, 16),
     threads: int = 1,
     latency: bool = True,
-) -> Outcome:
-    """Run `passes` on `entry`, on `counts` samples to calibrate and to judge, and return what came of it.
+) -> ZooQuantization:
+    """Run `passes` on `entry`, on `counts` samples to calibrate and to judge, and return the result.
 
     Files are written into `folder`.
 
@@ -109,17 +109,17 @@ def quantize_entry(
             force=True,
         )
     except OnnxcompError as problem:
-        return Outcome(entry.name, failure=f"{type(problem).__name__}: {problem}")
+        return ZooQuantization(entry.name, failure=f"{type(problem).__name__}: {problem}")
     return _outcome(entry, model, evaluation, done, latency)
 
 
-def _outcome(entry: Entry, model: Path, evaluation: Path, done: Optimized, latency: bool) -> Outcome:
+def _outcome(entry: Entry, model: Path, evaluation: Path, done: Optimized, latency: bool) -> ZooQuantization:
     report = done.report
     fusion = fusion_of(done.model)
     failed = [f"{run.name} {run.status}: {run.reason}" for run in report.runs if run.reason is not None]
     before, after = report.input, report.output
     original = onnxcomp.load(model)
-    return Outcome(
+    return ZooQuantization(
         entry.name,
         nodes=report.before.nodes,
         quantized=_pairs(done.model) - _pairs(original),
@@ -136,7 +136,7 @@ def _outcome(entry: Entry, model: Path, evaluation: Path, done: Optimized, laten
 
 def peer_entry(
     entry: Entry, folder: Path, *, counts: tuple[int, int] = (32, 16), threads: int = 1, latency: bool = True
-) -> Outcome:
+) -> ZooQuantization:
     """Return what onnxruntime's quantizer makes of `entry`, on the samples that `quantize_entry` takes.
 
     Raises:
@@ -149,15 +149,17 @@ def peer_entry(
     usage = run_measured((*command, "--calibration", str(calibration)), ROOT)
     if usage.exit_code:
         said = usage.stderr.strip().splitlines()
-        return Outcome(name, failure=f"exit {usage.exit_code}: {said[-1] if said else 'it said nothing'}")
+        return ZooQuantization(
+            name, failure=f"exit {usage.exit_code}: {said[-1] if said else 'it said nothing'}"
+        )
     original, quantized = onnxcomp.load(model), onnxcomp.load(output)
     try:
         first, second = (Session(str(path), threads=threads) for path in (model, output))
         comparison = compare_models(first, second, samples_of(model, evaluation, None).batches(1))
     except SessionError as problem:
-        return Outcome(name, failure=f"what it wrote does not run: {problem}")
+        return ZooQuantization(name, failure=f"what it wrote does not run: {problem}")
     fusion = fusion_of(quantized)
-    return Outcome(
+    return ZooQuantization(
         name,
         nodes=len(original.graph.nodes),
         quantized=_pairs(quantized) - _pairs(original),
@@ -191,7 +193,7 @@ def reasons(done: Optimized, fusion: Fusion) -> dict[str, int]:
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-def _show(console: Console, outcomes: Sequence[Outcome]) -> None:
+def _show(console: Console, outcomes: Sequence[ZooQuantization]) -> None:
     table = Table(title="insert-qdq on networks from packages, synthetic inputs", title_justify="left")
     table.add_column("network")
     for name in ("nodes", "Q and DQ", "fused", "unfused", "float", "SQNR dB", "bytes", "latency"):
@@ -218,24 +220,21 @@ def _number(value: float | None, digits: int) -> str:
 # --- the command line ------------------------------------------------------------------------------------------------
 def main(arguments: Sequence[str] | None = None) -> int:
     """Quantize the networks that are there and print the table; return 1 where a run fails."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.new_parser("quantize-zoo", __doc__)
     names = [entry.name for entry in ENTRIES]
-    parser.add_argument("--only", default=",".join(names), metavar="NAME,...", help=f"of {', '.join(names)}")
+    common.add_rows(parser, names)
     parser.add_argument(
         "--passes", default=QUANTIZE, metavar="TEXT", help=f"the pipeline (default {QUANTIZE})"
     )
     parser.add_argument("--peer", action="store_true", help="also onnxruntime's own quantizer")
-    parser.add_argument("--calibration", type=int, default=32, metavar="N", help="samples to calibrate on")
+    common.add_samples(parser, "32", 32)
     parser.add_argument("--evaluation", type=int, default=16, metavar="N", help="samples to judge on")
     parser.add_argument("--no-latency", action="store_true", help="do not time the files")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime; 0 = all cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    common.add_threads(parser, 1)
+    common.add_json(parser)
     given = parser.parse_args(arguments)
-    wanted = given.only.split(",")
-    for name in wanted:
-        if name not in names:
-            parser.error(f"there is no network '{name}'; networks are {', '.join(names)}")
-    outcomes: list[Outcome] = []
+    wanted = common.chosen_names(parser, given.rows, names, "network")
+    outcomes: list[ZooQuantization] = []
     absent: list[str] = []
     with tempfile.TemporaryDirectory(prefix="package-zoo-") as folder:
         for entry in (entry for entry in ENTRIES if entry.name in wanted):
@@ -244,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcomes += _outcomes(entry, Path(folder), given)
             except LookupError as reason:
                 absent.append(f"{entry.name}: left out, {reason}")
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = common.console()
     _show(console, outcomes)
     for line in absent:
         console.print(line, markup=False, highlight=False)
@@ -255,8 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(one.failure is not None for one in outcomes if not one.name.endswith(PEER)) else 0
 
 
-def _outcomes(entry: Entry, folder: Path, given: argparse.Namespace) -> list[Outcome]:
-    counts, latency = (given.calibration, given.evaluation), not given.no_latency
+def _outcomes(entry: Entry, folder: Path, given: argparse.Namespace) -> list[ZooQuantization]:
+    counts, latency = (given.samples, given.evaluation), not given.no_latency
     found = [
         quantize_entry(entry, folder, given.passes, counts=counts, threads=given.threads, latency=latency)
     ]

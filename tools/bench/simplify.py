@@ -1,6 +1,6 @@
 """Count the nodes that the exact passes leave, beside onnxslim and onnxsim, and measure what they do to the outputs.
 
-    python -m tools.bench simplify [--json] [--only NAME]... [MODEL.onnx]...
+    python -m tools.bench simplify [--rows NAME,...] [--json FILE] [MODEL.onnx]...
 
 Without models: the light zoo of the onnx package with random weights, the models of this repository, and those of
 `../shared/models` where they exist. A peer that is not installed leaves its column empty. Constant nodes are not counted:
@@ -9,8 +9,6 @@ some tools keep weights in them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +24,9 @@ from onnxcomp.ir import from_proto, to_proto
 from onnxcomp.passes.fold_batchnorm import FoldBatchnorm
 from onnxcomp.passes.fold_constants import FoldConstants
 from onnxcomp.passes.remove_dead import RemoveDead
+from tools.bench import options as common
+from tools.bench.cases import ROOT, ZOO
+from tools.bench.document import write_document
 from tools.light_zoo import (
     light_model,
     light_paths,
@@ -37,7 +38,6 @@ from tools.light_zoo import (
 
 __all__ = ["EXACT", "Row", "measure", "simplified", "zoo"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 EXACT: tuple[Pass, ...] = (FoldConstants(), FoldBatchnorm(), RemoveDead())
 """The preset `exact`."""
 
@@ -63,7 +63,7 @@ class Row:
 def zoo() -> dict[str, Callable[[], ModelProto]]:
     """Return the models to measure by name, each to be loaded when it is needed."""
     files = [
-        *sorted((ROOT / "models").glob("**/*.onnx")),
+        *sorted(ZOO.glob("**/*.onnx")),
         *networks_in(ROOT / "../shared/models"),
     ]
     loaders: dict[str, Callable[[], ModelProto]] = {p.stem: _light(p) for p in light_paths()}
@@ -123,21 +123,19 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table or the JSON document; return 1 where a model misses the figures to reach."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Print the table and write the JSON document; return 1 where a model misses the figures to reach."""
+    parser = common.new_parser("simplify", __doc__)
     parser.add_argument("models", nargs="*", type=Path, help="files to measure instead of the zoo")
-    parser.add_argument("--only", action="append", default=[], help="part of a model's name; may be repeated")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    known = zoo()
+    common.add_rows(parser, known)
+    common.add_json(parser)
     options = parser.parse_args(arguments)
-    loaders = {p.stem: _file(p) for p in options.models} or zoo()
+    loaders = {p.stem: _file(p) for p in options.models} or known
     rows: list[Row] = []
-    for name, load in loaders.items():
-        if not options.only or any(part in name for part in options.only):
-            print(name, file=sys.stderr)
-            rows.append(measure(name, load()))
-    if options.json:
-        records = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        print(json.dumps({"schema_version": 1, "rows": records}, indent=2))
-    else:
-        print(_table(rows))
+    for name in common.chosen_names(parser, options.rows, list(loaders)):
+        print(name, file=sys.stderr)
+        rows.append(measure(name, loaders[name]()))
+    print(_table(rows))
+    if options.json is not None:
+        write_document(options.json, "simplify", {"rows": [asdict(r) | {"ratio": r.ratio} for r in rows]})
     return int(any(row.error > 1e-4 or (row.ratio or 0) > 1.05 for row in rows))

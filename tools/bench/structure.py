@@ -25,7 +25,7 @@ GOALS = ("macs", "params", "latency", "rank", "energy", "max-error")
 """The options of these passes of which a run has one."""
 
 NEVER_SLOWER = 1.01
-"""Largest share of the folded original's time with `accept=latency`: 1, and what the clock cannot tell from it."""
+"""Largest share of the folded original's time with `accept=latency`: 1, and what the clock cannot separate from it."""
 
 _DEPTHWISE, _SPLIT = "substitute-depthwise{macs=0.45}", "split-svd{macs=0.5}"
 _WEIGHTS, _CHANNEL = "split-svd{macs=0.5 repair=none}", "split-svd{macs=0.5 method=channel}"
@@ -84,6 +84,7 @@ SUITE = Suite(
     folded=True,
     flags=("--allow-noop", "--force"),
 )
+"""How these rows are run, and what their options are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

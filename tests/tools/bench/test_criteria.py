@@ -12,14 +12,15 @@ import pytest
 from onnxcomp.compiler.spec import Pipeline
 from onnxcomp.passes.prune_filters import PruneFilters
 from tools.bench import criteria as module
+from tools.bench.cases import Network
 from tools.bench.criteria import (
     CRITERIA,
     NETS,
     QUICK,
     REPAIRS,
     Cell,
+    CellResult,
     Comparison,
-    Outcome,
     main,
     measure,
     panels,
@@ -29,15 +30,16 @@ from tools.bench.criteria import (
 )
 from tools.bench.criteria_picture import COLOURS, MARKERS, draw, spread_apart
 
+(NAME,) = QUICK
 CELL = Cell("net", "apoz", 0.5, "with repair", 64)
 
 
 def outcome(
     criterion: str, macs: float, accuracy: float, repair: str = "with repair", **more: Any
-) -> Outcome:
+) -> CellResult:
     cell = Cell("net", criterion, macs, repair, 64)
     given = {"accuracy_before": 99.0, "macs_share": macs - 0.001, "images": 3000, "seconds": 1.0, **more}
-    return Outcome(cell, pipeline(cell), accuracy=accuracy, **given)
+    return CellResult(cell, pipeline(cell), accuracy=accuracy, **given)
 
 
 FEW = [
@@ -73,8 +75,8 @@ def test_cells_without_repair_come_first_and_none_twice() -> None:
 
 
 def test_a_cell_runs_as_users_run_it() -> None:
-    cell = Cell(QUICK.name, "hrank", 0.6, "without repair", 16)
-    found = measure(QUICK, cell, threads=1)
+    cell = Cell(NAME, "hrank", 0.6, "without repair", 16)
+    found = measure(QUICK[NAME], cell, Path(), threads=1)
     assert found.cell == cell
     assert 0.59 <= found.macs_share <= 0.6
     assert found.accuracy_before > 98 > found.accuracy > 0
@@ -82,7 +84,7 @@ def test_a_cell_runs_as_users_run_it() -> None:
 
 
 def test_a_budget_beyond_reach_is_a_point_where_it_ended() -> None:
-    found = measure(QUICK, Cell(QUICK.name, "l1", 0.0001, "without repair", 16), threads=1)
+    found = measure(QUICK[NAME], Cell(NAME, "l1", 0.0001, "without repair", 16), Path(), threads=1)
     assert 0.0001 < found.macs_share < 0.01
 
 
@@ -143,14 +145,14 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("matplotlib")
     ran: list[Cell] = []
 
-    def fake(net: module.Net, cell: Cell, threads: int) -> Outcome:
+    def fake(net: Network, cell: Cell, shared: Path, threads: int) -> CellResult:
         ran.append(cell)
         if len(ran) == 3:
             raise KeyboardInterrupt
         return replace(FEW[2], cell=cell)
 
     monkeypatch.setattr(module, "measure", fake)
-    words = ["--quick", "--criteria", "l1,apoz", "--shares", "0.5", "--folder", str(tmp_path)]
+    words = ["--quick", "--rows", "l1,apoz", "--shares", "0.5", "--folder", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         main(words)
     assert len(json.loads((tmp_path / "criteria.json").read_text())["cells"]) == 2
@@ -167,7 +169,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--criteria", "l1,apozz"], "there is no criterion 'apozz'; there are obs, "),
+        (["--rows", "l1,apozz"], "there is no row 'apozz'; rows are obs, "),
         (["--shares", "0.5,50"], "'0.5,50' are not shares between 0 and 1"),
         (["--shared", "nowhere"], "does not exist; say with --shared where models/ and data/ are"),
         (["--quick", "--draw-only", "--folder", "{tmp}"], "holds nothing to draw; leave --draw-only out"),

@@ -13,7 +13,7 @@ from onnxcomp.analysis.cost import model_cost
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.bench import Benchmark, Latency
 from tools.bench import latency as bench_latency
-from tools.bench.latency import TARGET, Plan, Row, candidates, peer
+from tools.bench.latency import TARGET, Row, Timing, candidates, peer
 
 ZOO = Path(__file__).parents[3] / "models"
 
@@ -48,7 +48,7 @@ def row(*latencies: Latency) -> Row:
 
 @pytest.mark.usefixtures("no_peer")
 def test_pruned_candidates_keep_half_of_the_macs_and_multiples_of_align(shared: Path) -> None:
-    plan = Plan(shared, align=(1, 8), samples=8, quick=True, threads=1)
+    plan = Timing(shared, align=(1, 8), samples=8, quick=True, threads=1)
     found, notes = candidates(shared / "models" / "cifar10_resnet56_bn.onnx", plan)
     assert [one.name for one in found] == ["original", "folded", "align=1", "align=8"]
     assert notes == ["onnxsim: not installed"]
@@ -74,7 +74,7 @@ def _widths(model: Model) -> list[int]:
 
 @pytest.mark.usefixtures("no_peer")
 def test_a_budget_that_align_puts_out_of_reach_is_measured_as_far_as_it_goes(shared: Path) -> None:
-    plan = Plan(shared, align=(64,), samples=8, quick=True, threads=1)
+    plan = Timing(shared, align=(64,), samples=8, quick=True, threads=1)
     found, notes = candidates(shared / "models" / "cifar10_resnet56_bn.onnx", plan)
     assert found[-1].name == "align=64"
     assert notes[0].startswith("align=64: macs=0.5 cannot be reached")

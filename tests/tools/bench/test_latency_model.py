@@ -48,5 +48,5 @@ def test_an_estimate_that_is_too_high_has_a_positive_error() -> None:
 
 def test_an_unknown_network_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--networks", "resnet21"])
-    assert "known: resnet20, resnet56, vgg9" in capsys.readouterr().err
+        main(["--rows", "resnet21"])
+    assert "rows are resnet20, resnet56, vgg9" in capsys.readouterr().err

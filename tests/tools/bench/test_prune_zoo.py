@@ -41,18 +41,18 @@ def test_a_cut_of_the_wrong_channels_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_command_says_what_stays_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["light_squeezenet", "--macs", "0.8"]) == 0
+    assert main(["--rows", "light_squeezenet", "--macs", "0.8"]) == 0
     said = capsys.readouterr().out
     assert "light_squeezenet" in said
     assert "1 group(s) with 1000 channels stay: Softmax 'n65' mixes the channels" in said
 
 
 def test_a_budget_out_of_reach_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["light_shufflenet", "--macs", "0.01"]) == 1
+    assert main(["--rows", "light_shufflenet", "--macs", "0.01"]) == 1
     assert "cannot be reached" in capsys.readouterr().out
 
 
 def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        prune_light_zoo.main(["light_lenet"])
-    assert "there is no model 'light_lenet'" in capsys.readouterr().err
+        prune_light_zoo.main(["--rows", "light_lenet"])
+    assert "there is no row 'light_lenet'" in capsys.readouterr().err
