@@ -151,7 +151,7 @@ class _Placer:
             if node.op in LINEAR and node.standard:
                 self.reasons[node.name] = f"{self.target.name} computes {node.op} in float"
             return None
-        problem = self.kept(node) or self._problem(node)
+        problem = self.kept(node) or self._problem(node) or _computed_wrongly(node, self.target)
         if problem is not None:
             if node.op in LINEAR:
                 self.reasons[node.name] = problem
@@ -252,7 +252,7 @@ class _Placer:
                 if inside:
                     continue
                 head = self.head.get(node, node)
-                needs = node in chosen and not (head.op in LINEAR and head not in self.target.output_pair)
+                needs = node in chosen and not _goes_bare(head, value, self.target)
                 final = self.target.outputs_quantized and graph.is_output(value)
                 if needs or final or self._read(value, chosen):
                     found[value] = None
@@ -294,6 +294,24 @@ class _Placer:
             return []
         weight = linear.weight_array()
         return [WeightSite(node.name, linear.weight, linear.out_axis, weight.shape[linear.out_axis])]
+
+
+def _goes_bare(product: Node, value: Variable, target: Target) -> bool:
+    """Return whether `value`, which `product` or an activation in it makes, needs no pair for its own sake."""
+    bare = product.op in LINEAR and product not in target.output_pair
+    return bare and not any(reader in target.pair_in_front for reader in value.consumers)
+
+
+def _computed_wrongly(node: Node, target: Target) -> str | None:
+    """Return why `target` would compute wrong numbers if `node` were in integers, None where it would not."""
+    if len(node.inputs) == 1 and node in target.several_inputs:
+        return f"{target.name} takes no {node.op} of a single input between pairs"
+    near = node.output.consumers if node.op in LINEAR else []
+    far = [last for reader in near if reader in target.absorbs for last in reader.output.consumers]
+    for reader in (*near, *far):
+        if target.must_stay_float(node, reader):
+            return f"{target.name} computes {reader.op} {reader.name!r} behind it wrongly where it is in integers"
+    return None
 
 
 def _depending(model: Model) -> set[str]:

@@ -120,6 +120,10 @@ class Target:
         all_inputs: operators of which all data inputs are quantized, or none.
         output_pair: operators that are computed in integers only with a pair behind them.
         one_scale: operators whose inputs and output must share one scale and zero point.
+        pair_in_front: operators that need a pair between them and a product computed in integers.
+        float_in_front: operators in front of which a product must be computed in float, pair or not; those that are computed
+            in integers themselves are right behind a convolution.
+        several_inputs: operators that are computed in integers only where they have more than one input.
         absorbs: activations that melt into the operator in front where no pair stands between.
         facts: the tables of the file, with their sources; `notes` what else is known.
     """
@@ -146,6 +150,9 @@ class Target:
     all_inputs: OperatorSet
     output_pair: OperatorSet
     one_scale: OperatorSet
+    pair_in_front: OperatorSet
+    float_in_front: OperatorSet
+    several_inputs: OperatorSet
     absorbs: OperatorSet
     facts: tuple[Fact, ...]
     notes: tuple[Note, ...]
@@ -157,6 +164,10 @@ class Target:
         if node in self.same_scale:
             return "same-scale"
         return "keep-float" if node in self.keep_float else "unknown"
+
+    def must_stay_float(self, product: Node, reader: Node) -> bool:
+        """Return whether `product` must be computed in float because `reader` follows."""
+        return reader in self.float_in_front and not (product.op == "Conv" and reader in self.quantize)
 
     def fact(self, table: str) -> Fact | None:
         """Return the fact of a table by name, None where the file has none."""

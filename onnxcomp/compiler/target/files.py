@@ -228,6 +228,7 @@ _STORED: dict[str, _Reader] = {
     "symmetric": _truth,
 }
 _FORMATS = ("weights", "activations")
+_PLACEMENT = ("all_inputs", "output_pair", "one_scale", "pair_in_front", "float_in_front", "several_inputs")
 _SCHEMA: dict[str, dict[str, _Reader]] = {
     "family": {"family": _choice("qdq", "float")},
     "opset": {"opset": _pair},
@@ -243,7 +244,7 @@ _SCHEMA: dict[str, dict[str, _Reader]] = {
     "boundary": {"outputs_quantized": _truth, "inputs_symmetric": _truth},
     "align": {"align": _count},
     "operators": dict.fromkeys(("quantize", "same_scale", "keep_float", "absorbs"), _operators),
-    "placement": dict.fromkeys(("all_inputs", "output_pair", "one_scale"), _operators),
+    "placement": dict.fromkeys(_PLACEMENT, _operators),
 }
 """Tables of a target file and the readers of their keys, which are fields of Target; formats are one field each."""
 _NONE = OperatorSet()
@@ -256,6 +257,6 @@ _FLOAT_DEFAULTS: dict[str, dict[str, Any]] = {
     "boundary": {"outputs_quantized": False, "inputs_symmetric": False},
     "align": {"align": 1},
     "operators": {"quantize": _NONE, "same_scale": _NONE, "keep_float": _NONE, "absorbs": _NONE},
-    "placement": {"all_inputs": _NONE, "output_pair": _NONE, "one_scale": _NONE},
+    "placement": dict.fromkeys(_PLACEMENT, _NONE),
 }
 """What stands in a Target whose toolchain quantizes by itself and whose file is silent: nobody reads it there."""

@@ -233,6 +233,43 @@ def _ends_in_pair(graph: Graph, value: Value, target: Target) -> bool:
     return bool(readers) and all(r.op == "QuantizeLinear" for r in readers)
 
 
+def _pair_in_front(graph: Graph, target: Target) -> Found:
+    for node in graph.nodes:
+        made = _product_before(node.inputs[0], target) if node in target.pair_in_front else None
+        if made is not None and _reads_integers(made):
+            what = f"no pair stands between {made.op} {made.name} and {node.op}, which is computed wrongly without one"
+            yield node.name, what, f"quantize the output of {made.name}, or keep it in float"
+
+
+def _float_in_front(graph: Graph, target: Target) -> Found:
+    for node in graph.nodes:
+        if node not in target.float_in_front:
+            continue
+        maker = dequantizer(node.inputs[0])
+        source = None if maker is None else maker.inputs[0].producer
+        made = _product_before(node.inputs[0] if source is None else source.inputs[0], target)
+        if made is not None and _reads_integers(made) and target.must_stay_float(made, node):
+            what = (
+                f"{made.op} {made.name} in front of {node.op} is in integers, which makes wrong numbers of it"
+            )
+            yield node.name, what, f"keep {made.name} in float"
+
+
+def _product_before(value: Value, target: Target) -> Node | None:
+    """Return the product that makes `value`, or what it is behind an activation that melts into the product."""
+    maker = value.producer
+    if maker is not None and maker in target.absorbs:
+        maker = maker.inputs[0].producer
+    return maker if maker is not None and maker.is_op(*LINEAR) else None
+
+
+def _several_inputs(graph: Graph, target: Target) -> Found:
+    for node in graph.nodes:
+        if node in target.several_inputs and len(node.inputs) == 1 and _reads_integers(node):
+            what = f"{node.op} of a single input stands between pairs"
+            yield node.name, what, f"remove the {node.op}, which does nothing"
+
+
 def _one_scale(graph: Graph, target: Target) -> Found:
     for node in graph.nodes:
         if node not in target.one_scale:
@@ -302,6 +339,9 @@ PAIR_RULES: tuple[tuple[str, Callable[[Graph, Target], Found], bool | None], ...
     ("placement", _all_inputs, None),
     ("placement", _output_pair, None),
     ("placement", _one_scale, None),
+    ("placement", _pair_in_front, True),
+    ("placement", _float_in_front, True),
+    ("placement", _several_inputs, True),
     ("operators", _same_scale, None),
     ("operators", _absorbs, None),
     ("operators", _below_zero, False),

@@ -35,6 +35,9 @@ SETS = (
     "all_inputs",
     "output_pair",
     "one_scale",
+    "pair_in_front",
+    "float_in_front",
+    "several_inputs",
     "refuses",
 )
 
