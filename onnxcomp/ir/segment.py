@@ -44,11 +44,12 @@ def segment_bytes(
     inputs: Mapping[str, np.dtype[Any]],
     outputs: Collection[str],
     ndims: Mapping[str, int],
+    sizes: Mapping[str, Sequence[int | None]] | None = None,
 ) -> bytes:
     """Return `nodes` (in order) as a serialized model from `inputs` to `outputs`.
 
     `inputs` maps the names of values fed from outside to their dtypes, `ndims` their number of axes; the sizes are left
-    open so that any batch fits.
+    open so that any batch fits, but for those that `sizes` gives.
     Constants that the nodes read, directly or through subgraphs, come along.
     """
     proto = onnx.ModelProto(ir_version=model.ir_version)
@@ -58,7 +59,8 @@ def segment_bytes(
     graph.name = "segment"
     for name, dtype in inputs.items():
         elem = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        shape = [f"{name}.{axis}" for axis in range(ndims[name])]
+        known = (sizes or {}).get(name) or [None] * ndims[name]
+        shape = [f"{name}.{axis}" if size is None else size for axis, size in enumerate(known)]
         graph.input.append(onnx.helper.make_tensor_value_info(name, elem, shape))
     for name in outputs:
         graph.output.add().name = name

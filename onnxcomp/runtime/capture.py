@@ -15,7 +15,7 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.segment import segment_bytes, with_outputs
 from onnxcomp.ir.temporary import prefix
 from onnxcomp.numerics.arrays import Array
-from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.session import Session, SessionError
 
 if TYPE_CHECKING:
     from onnxcomp.runtime.data.samples import Samples
@@ -103,6 +103,14 @@ class Spool:
         """Return dtype and number of axes of the value `name`."""
         _, shape, dtype = self._index[name][0]
         return dtype, len(shape)
+
+    def sizes(self, name: str) -> tuple[int | None, ...]:
+        """Return the sizes of the value `name`, None where they differ between batches; the first is left open."""
+        shapes = [shape for _, shape, _ in self._index[name]]
+        return tuple(
+            size if axis and all(s[axis] == size for s in shapes) else None
+            for axis, size in enumerate(shapes[0])
+        )
 
     def drop(self, name: str) -> None:
         """Forget the value `name` and give its disk space back."""
@@ -250,14 +258,18 @@ class Frontier:
         self, nodes: list[Node], fed: list[str], outputs: list[str], model: Model | None = None
     ) -> Session:
         kinds = {name: self._spool.kind(name) for name in fed}
-        data = segment_bytes(
-            model or self.model,
-            nodes,
-            {name: dtype for name, (dtype, _) in kinds.items()},
-            outputs,
-            {name: ndim for name, (_, ndim) in kinds.items()},
-        )
-        return Session(data, threads=self._threads, custom_op_libs=self._libraries)
+        types = {name: dtype for name, (dtype, _) in kinds.items()}
+        ndims = {name: ndim for name, (_, ndim) in kinds.items()}
+
+        def opened(sizes: Mapping[str, Sequence[int | None]] | None) -> Session:
+            data = segment_bytes(model or self.model, nodes, types, outputs, ndims, sizes)
+            return Session(data, threads=self._threads, custom_op_libs=self._libraries)
+
+        try:
+            return opened(None)
+        except SessionError:
+            # Of some operators onnxruntime infers a wrong shape where sizes are open (Attention with three axes).
+            return opened({name: self._spool.sizes(name) for name in fed})
 
 
 def _reads(node: Node) -> list[str]:

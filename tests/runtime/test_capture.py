@@ -361,3 +361,25 @@ def test_batches_are_as_large_as_their_largest_value_allows() -> None:
     for size in (10**4, 10**5, 10**6):
         found = batch_size({"a": (1, size), "b": (1, 10 * size), "c": (1, 10**9)}, ["a", "b"])
         assert found * 10 * size * 4 * 8 <= aim or found == 1
+
+
+def test_a_piece_that_loads_only_with_its_sizes_is_given_those_that_all_batches_share() -> None:
+    model = parse_model(
+        net(
+            "(float[N,T,16] x) => (float[N,T,8] y)",
+            "float[16,16] a, float[16,8] w",
+            "b = MatMul(x, a) at = Attention <q_num_heads=2, kv_num_heads=2> (b, b, b) y = MatMul(at, w)",
+            opset=23,
+        )
+    )
+    model.ir_version = 11
+    feed = {"x": np.random.default_rng(0).standard_normal((6, 10, 16)).astype(np.float32)}
+    with Spool() as spool:
+        for start in (0, 4):
+            spool.write("x", feed["x"][start : start + 4])
+        assert spool.sizes("x") == (None, 10, 16)
+        frontier = Frontier(model, spool, 2, threads=1)
+        for _ in frontier.advance(["b"]):
+            pass
+        found = np.concatenate([batch["y"] for batch in frontier.advance(["y"])])
+    np.testing.assert_allclose(found, Session(model, threads=1).run(feed)["y"], rtol=1e-4, atol=1e-5)
