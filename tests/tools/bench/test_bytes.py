@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxcomp.runtime.documents import SCHEMA_VERSION
 from tools.bench.bytes import PIPELINES, FileDigest, differences, digest_of, main
 
 
@@ -63,7 +64,7 @@ def test_a_call_is_held_against_an_earlier_one(tmp_path: Path, capsys: pytest.Ca
     assert main([*words, "--against", str(file)]) == 0
     assert "1 of 1 files are the same" in capsys.readouterr().out
     document = json.loads(file.read_text())
-    assert document["benchmark"] == "bytes" and document["schema_version"] == 1
+    assert document["benchmark"] == "bytes" and document["schema_version"] == SCHEMA_VERSION
     (kept,) = document["files"]
     kept["whole"], kept["unnamed"] = "0", "0"
     kept["stored"][next(iter(kept["stored"]))] = "0"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.runtime.documents import SCHEMA_VERSION
 from tools.bench import runs, suite
 from tools.bench.cases import RAW, ZOO, Case, Network, Setting
 from tools.bench.child import Usage
@@ -259,7 +260,7 @@ def test_table_and_document_show_targets_beside_what_was_reached(
     assert shown.count("resnet20-50-control") == 3, "two runs and their spread"
     assert "(<= 800)" in shown
     document = json.loads(file.read_text())
-    assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
+    assert document["schema_version"] == SCHEMA_VERSION and document["machine"]["versions"]["onnxruntime"]
     assert [(row["seed"], row["met"]) for row in document["rows"]] == [(0, True), (1, True)]
     assert document["rows"][0]["figures"][0]["target"] == 0.5
     assert document["spread"]["resnet20-50-control"]["runs"] == 2

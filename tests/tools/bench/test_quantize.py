@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcomp.runtime.documents import SCHEMA_VERSION
 from tools.bench import peers, quantize, quantize_runs
 from tools.bench.cases import NETWORKS, ZOO, Case, Network, Setting
 from tools.bench.child import Usage
@@ -294,7 +295,7 @@ def test_table_and_document_show_every_candidate_and_what_was_missed(
     assert "gone: left out, as " in shown
     document = json.loads(file.read_text())
     assert [one["candidate"] for one in document["rows"][0]["results"]] == ["ours", "percentile", "minmax"]
-    assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
+    assert document["schema_version"] == SCHEMA_VERSION and document["machine"]["versions"]["onnxruntime"]
     assert document["rows"][0]["results"][0]["sqnr_db"] is None, "JSON knows no infinity"
     assert (tmp_path / "k" / "mlp.ours.onnx").exists()
     assert quantize.main(["--rows", "mlp", "--memory"]) == 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onnxcomp.compiler.spec import Pipeline
+from onnxcomp.runtime.documents import SCHEMA_VERSION
 from tools.bench import runs, structure, suite
 from tools.bench.cases import EXACT, NETWORKS, ZOO, Case, Network, Setting, with_options
 from tools.bench.child import Usage
@@ -217,7 +218,7 @@ def test_table_and_document_show_targets_beside_what_was_reached_and_what_was_mi
     assert "resnet56-time: left out, as " in shown
     assert (tmp_path / "kept" / "digits-mlp.onnx").exists()
     document = json.loads(file.read_text())
-    assert document["schema_version"] == 1 and document["machine"]["versions"]["onnxruntime"]
+    assert document["schema_version"] == SCHEMA_VERSION and document["machine"]["versions"]["onnxruntime"]
     assert [(row["seed"], row["met"]) for row in document["rows"]] == [(0, False), (1, False)]
     assert document["rows"][0]["forms"]["channel"] >= 1
     assert [figure["name"] for figure in document["rows"][0]["figures"]] == [
