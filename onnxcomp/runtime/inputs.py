@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxcomp.ir.graph import Array, Variable
+from onnxcomp.ir.graph import Array, Constant, Variable
 from onnxcomp.ir.model import Model
 from onnxcomp.runtime.data.fitting import InputSpec
 from onnxcomp.runtime.session import Session, SessionError
@@ -79,6 +79,8 @@ def _fits(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def noise(model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
     """Return one feed of `shapes`: standard normal floats, integers and truth values in {0, 1}, text "a".
 
+    A scalar that the graph holds against a stored number by Equal is that number: other values may not run.
+
     Inputs are drawn in the order of the graph, so that the same seed gives the same feed.
     """
     rng = np.random.default_rng(seed)
@@ -94,9 +96,21 @@ def _draw(value: Variable, shape: tuple[int, ...], rng: np.random.Generator) -> 
     dtype = np.dtype(value.dtype or np.float32)
     if dtype == object:
         return np.full(shape, "a", object)
+    wanted = _asked_for(value) if not shape else None
+    if wanted is not None:
+        return wanted.astype(dtype).reshape(shape)
     if dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape, np.float32).astype(dtype)
+
+
+def _asked_for(value: Variable) -> Array | None:
+    """Return the number that the graph asks whether `value` is, such as a sampling rate; None where it asks nothing."""
+    for node in value.consumers:
+        for other in node.inputs if node.is_op("Equal") else ():
+            if isinstance(other, Constant) and other.values.size == 1:
+                return other.values
+    return None
 
 
 def runnable_shapes(

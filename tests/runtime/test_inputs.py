@@ -9,6 +9,7 @@ from onnxcomp.ir.parse import parse_model
 from onnxcomp.runtime import inputs
 from onnxcomp.runtime.inputs import FREE_SIZES, candidate_shapes, noise, runnable_shapes
 from onnxcomp.runtime.session import Session
+from tests.support.text import net
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> net '
 FREE = parse_model(HEAD + "(float[N, 3, H, W] x, int64[N] n) => (float[N, 3, H, W] y) { y = Relu (x) }")
@@ -49,3 +50,10 @@ def test_sizes_that_would_fill_the_memory_are_not_tried(monkeypatch: pytest.Monk
     assert runnable_shapes(model, session, {}, 0) == {"x": (2, 300)}
     monkeypatch.setattr(inputs, "_FEED_LIMIT", 500)
     assert runnable_shapes(model, session, {}, 0) is None
+
+
+def test_a_scalar_that_the_graph_compares_with_a_number_is_that_number() -> None:
+    text = "(float[N,4] x, int64 rate) => (float[N,4] y)"
+    body = "same = Equal(rate, wanted) z = Neg(x) y = Where(same, x, z)"
+    model = parse_model(net(text, "int64 wanted = {16000}", body))
+    assert noise(model, {"x": (1, 4), "rate": ()}, 0)["rate"] == 16000
