@@ -5,7 +5,7 @@
 Every row is a network of `models/` under one pipeline, run by `python -m onnxcomp optimize` with seed 0 and on one thread.
 What is digested is the whole file but for the metadata and the producer's version, which name the version of onnxcomp. With
 `--tree` it is the onnxcomp of another working tree that runs; `--against` takes what an earlier call wrote with `--json`,
-names what differs and gives exit code 1 where anything does. A file that differs in names alone is said to.
+names what differs and gives exit code 1 where anything does: what is computed, or only names, order or what no node reads.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class FileDigest:
         unnamed: the digest of nodes, attributes and stored values where every name is a number in order of appearance.
         nodes: by its name the digest of each node, the names that it reads and gives included.
         stored: by its name the digest of each initializer.
+        rest: by what it is the digest of the rest: inputs and outputs, the order of initializers, what is said of values.
         failure: why there is no file.
     """
 
@@ -60,6 +61,7 @@ class FileDigest:
     unnamed: str | None = None
     nodes: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
+    rest: Mapping[str, str] = field(default_factory=dict)
     failure: str | None = None
 
 
@@ -76,7 +78,27 @@ def digest_of(row: str, proto: ModelProto) -> FileDigest:
         for number, node in enumerate(graph.node)
     }
     whole = _digest(bare.SerializeToString(deterministic=True))
-    return FileDigest(row, whole, _unnamed(bare, stored), nodes, stored)
+    return FileDigest(row, whole, _unnamed(bare, stored), nodes, stored, _rest(bare))
+
+
+def _rest(proto: ModelProto) -> dict[str, str]:
+    """Return the digests of what is neither a node nor a stored value."""
+    graph = proto.graph
+    parts = {
+        "inputs": graph.input,
+        "outputs": graph.output,
+        "types of inner values": graph.value_info,
+        "operator sets": proto.opset_import,
+        "functions": proto.functions,
+    }
+    found = {
+        what: _digest(b"".join(one.SerializeToString(deterministic=True) + b"/" for one in many))
+        for what, many in parts.items()
+    }
+    return {
+        **found,
+        "order of initializers": _digest(json.dumps([t.name for t in graph.initializer]).encode()),
+    }
 
 
 def _unnamed(proto: ModelProto, stored: Mapping[str, str]) -> str:
@@ -142,9 +164,9 @@ def differences(before: Sequence[FileDigest], after: Sequence[FileDigest]) -> di
 def _difference(before: FileDigest, after: FileDigest) -> list[str]:
     if before.failure or after.failure:
         return [f"{before.failure or 'written'} before, {after.failure or 'written'} now"]
-    kind = "names alone differ" if before.unnamed == after.unnamed else "the contents differ"
-    lines = [kind]
-    for what in ("nodes", "stored"):
+    same = before.unnamed == after.unnamed
+    lines = ["what is computed is the same" if same else "what is computed differs"]
+    for what in ("nodes", "stored", "rest"):
         old, new = getattr(before, what), getattr(after, what)
         for title, names in (
             ("gone", [name for name in old if name not in new]),
@@ -154,7 +176,7 @@ def _difference(before: FileDigest, after: FileDigest) -> list[str]:
             if names:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
                 lines.append(f"{what}, {title}: {', '.join(names[:SHOWN])}{more}")
-    return lines if len(lines) > 1 else [f"{kind}: inputs, outputs or what is said of values"]
+    return lines if len(lines) > 1 else [f"{lines[0]}: fields of the file beside the graph"]
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
