@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from onnxcomp.cli.config_file import read_config
+from onnxcomp.cli.main import cli
 from tests.support.sources import ROOT
 from tools.update_docs import renew_commands, run_command
 
@@ -49,6 +51,12 @@ def commands(body: str) -> list[str]:
     """Return the commands of a shell block that use onnxcomp, continued lines as one."""
     joined = body.replace("\\\n", " ").splitlines()
     return [line for line in joined if line.strip() and not SET_UP.match(line)]
+
+
+def copy_models(folder: Path) -> None:
+    """Put the shipped networks and their data into `folder`."""
+    left_out = shutil.ignore_patterns("*.py", "__pycache__")
+    shutil.copytree(ROOT / "models", folder / "models", ignore=left_out)
 
 
 def named(found: list[tuple[str, str]]) -> list[object]:
@@ -96,9 +104,18 @@ def test_the_checks_install_and_test_as_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize("body", named(SHELL))
-def test_the_commands_of_a_shell_block_run(body: str, tmp_path: Path) -> None:
+def test_the_commands_of_a_shell_block_run(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: what a shell makes of a command is seen where its output is shown."""
+    copy_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
     for command in commands(body):
-        assert run_command(command, tmp_path)
+        name, *words = shlex.split(command, comments=True)
+        assert name == "onnxcomp"
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        assert done.output
 
 
 @pytest.mark.parametrize("body", named(blocks("console")))
@@ -110,9 +127,7 @@ def test_a_command_prints_what_the_page_shows(body: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", named(blocks("python")))
 def test_python_runs(code: str, tmp_path: Path) -> None:
-    shutil.copytree(
-        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("*.py", "__pycache__")
-    )
+    copy_models(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,

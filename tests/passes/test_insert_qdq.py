@@ -373,7 +373,7 @@ def test_what_a_target_does_not_take_is_refused_with_what_to_do() -> None:
 def test_few_samples_choose_ranges_by_the_values_alone_and_it_is_said() -> None:
     model = filled(SMALL)
     few = quantized(model, noise(model, 16))
-    assert any("fewer than 24 samples" in note for note in few.notes)
+    assert any("fewer than the 24" in note for note in few.notes)
     plain = quantized(model, noise(model, 16), observer="mse")
     assert told_ranges(few) == told_ranges(plain)
     assert not any("fewer than" in note for note in quantized(model, noise(model, 24)).notes)

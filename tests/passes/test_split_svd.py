@@ -54,7 +54,7 @@ def reasons(model: Model, step: SplitSvd, **given: Any) -> dict[str, str]:
         (SplitSvd(latency=float("inf")), "latency=inf is out of range"),
         (SplitSvd(rank=0), "rank=0 is out of range; it is at least 1"),
         (SplitSvd(rank=3, align=2), "rank=3 is no multiple of align=2"),
-        (SplitSvd(energy=1.0), "energy=1 is out of range; 0 <= energy < 1"),
+        (SplitSvd(energy=1.0), "energy=1 is out of range; 0 < energy < 1"),
         (SplitSvd(energy=0.0), "energy=0 is out of range; 0 < energy < 1"),
         (SplitSvd(max_error=float("nan")), "max-error=nan is out of range"),
         (SplitSvd(max_error=0.0), "max-error=0 is out of range"),

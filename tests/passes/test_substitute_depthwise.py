@@ -43,7 +43,7 @@ from tests.support.text import net
         (SubstituteDepthwise(macs=2.0), "macs=2 is out of range; 0 <= macs <= 1"),
         (SubstituteDepthwise(latency=float("nan")), "latency=nan is out of range"),
         (SubstituteDepthwise(multiplier=0), "multiplier=0 is out of range; it is at least 1"),
-        (SubstituteDepthwise(max_error=1.0), "max-error=1 is out of range; 0 <= max-error < 1"),
+        (SubstituteDepthwise(max_error=1.0), "max-error=1 is out of range; 0 < max-error < 1"),
         (SubstituteDepthwise(macs=0.5, sweeps=0), "sweeps=0 is out of range; it is at least 1"),
         (SubstituteDepthwise(macs=0.5, sweeps=2, repair="one-shot"), "sweeps needs repair=sequential"),
         (SubstituteDepthwise(macs=0.5, order="pointwise", layout="concat"), "give layout=sum or plain"),

@@ -15,7 +15,8 @@ from tools.fuzz.mutations import PIPELINES, mutate_arrays, mutate_bytes, mutate_
 from tools.fuzz.networks import networks
 from tools.fuzz.promises import Ended, broken_promises
 
-SHORT_SECONDS = 60.0
+SECONDS = [10.0, pytest.param(60.0, marks=pytest.mark.slow)]
+"""A case takes less than half a second."""
 
 
 @pytest.mark.parametrize("make", networks(), ids=lambda made: made.args[0])
@@ -74,8 +75,9 @@ def fuzz(*words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
-    said = fuzz("--minutes", str(SHORT_SECONDS / 60), "--keep", str(tmp_path / "kept"))
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_a_short_run_finds_nothing(seconds: float, tmp_path: Path) -> None:
+    said = fuzz("--minutes", str(seconds / 60), "--keep", str(tmp_path / "kept"))
     assert said.strip().endswith("cases, 0 broke a promise"), said
     assert int(said.split()[0]) >= 5
 
