@@ -61,7 +61,7 @@ def exceeding(found: list[Source]) -> dict[str, int]:
     exceed = {}
     for source in found:
         path = str(source.path)
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             if isinstance(node, ast.ClassDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines > CLASS_LINES:

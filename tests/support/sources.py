@@ -27,6 +27,10 @@ class Source:
     def tree(self) -> ast.Module:
         return self.given or ast.parse((ROOT / self.path).read_text(encoding="utf-8"))
 
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return tuple(ast.walk(self.tree))
+
     @property
     def lines(self) -> int:
         return len((ROOT / self.path).read_text(encoding="utf-8").splitlines())
@@ -95,7 +99,7 @@ def _absolute(statement: ast.ImportFrom, package: str) -> str:
 
 def functions(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield every function and method of `source`, inner ones too."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
