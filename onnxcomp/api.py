@@ -13,8 +13,7 @@ from onnxcomp.compiler.channel_pruning.technique import PruneChannels
 from onnxcomp.compiler.commands.bench import BenchPlan, BenchReport, bench_files
 from onnxcomp.compiler.commands.optimize import run
 from onnxcomp.compiler.commands.sensitivity import Sensitivity, measure_sensitivity
-from onnxcomp.compiler.evaluation.technique import Technique
-from onnxcomp.compiler.mixed_precision.technique import QuantizeNodes
+from onnxcomp.compiler.evaluation.technique_registry import make_technique
 from onnxcomp.compiler.passbase import Pass
 from onnxcomp.compiler.run.pipeline import Listener
 from onnxcomp.compiler.run.prepare import prepare
@@ -159,7 +158,7 @@ def sensitivity(
     calibration: SampleSource,
     *,
     passes: str | Pipeline | Sequence[Pass] | None = None,
-    technique: Literal["prune", "quantize"] = "prune",
+    technique: str = "prune",
     target: str = DEFAULT_TARGET,
     levels: Sequence[float] = PruneChannels.levels,
     criterion: str = PruneChannels.criterion,
@@ -190,11 +189,11 @@ def sensitivity(
     given, source = _model(model)
     settings = _settings(options, "sensitivity", MODEL_OPTIONS)
     request = Request(_pipeline(passes), source, calibration=calibration, target=target, **settings)
-    chosen: Technique = QuantizeNodes(target)
-    if technique == "prune":
-        chosen = PruneChannels(tuple(sorted({float(level) for level in levels})), criterion)
-    elif technique != "quantize":
-        raise UsageError(f"unknown technique '{technique}'{hint(technique, ('prune', 'quantize'))}")
+    fields: dict[str, dict[str, Any]] = {
+        "prune": {"levels": tuple(sorted({float(level) for level in levels})), "criterion": criterion},
+        "quantize": {"target": target},
+    }
+    chosen = make_technique(technique, fields.get(technique, {}))
     return measure_sensitivity(request, [chosen], listener, model=given, cache=cache)
 
 

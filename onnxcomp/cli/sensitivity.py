@@ -13,7 +13,6 @@ from onnxcomp.cli.options import FILE, MEASURED_SIZES, changed, json_option, run
 
 if TYPE_CHECKING:
     from onnxcomp.compiler.commands.sensitivity import Effect, Sensitivity
-    from onnxcomp.compiler.evaluation.technique import Technique
 
 __all__ = ["sensitivity"]
 
@@ -40,6 +39,15 @@ def levels(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"'{text}' is no list of shares removed, such as 0.25,0.5,0.75") from None
 
 
+class TechniqueName(click.Choice[str]):
+    """One of the techniques that the registry has, which is read when the option is."""
+
+    def __init__(self) -> None:
+        from onnxcomp.compiler.evaluation.technique_registry import technique_registry
+
+        super().__init__(technique_registry().names())
+
+
 @click.command(
     cls=Command,
     examples=(
@@ -57,7 +65,7 @@ def levels(text: str) -> tuple[float, ...]:
 )
 @click.option(
     "--technique",
-    type=click.Choice(["prune", "quantize"]),
+    type=TechniqueName(),
     default="prune",
     show_default=True,
     help="What is done to each place: channels removed, or a node computed in integers.",
@@ -128,11 +136,12 @@ def sensitivity(
     """
     from onnxcomp.cli.progress import Teller
     from onnxcomp.compiler.commands.sensitivity import measure_sensitivity
+    from onnxcomp.compiler.evaluation.technique_registry import make_technique
     from onnxcomp.compiler.run.report import to_json
     from onnxcomp.compiler.run.request import Request
     from onnxcomp.presets import pipeline_of
 
-    chosen = _technique(technique, target, shares, criterion)
+    chosen = make_technique(technique, {"levels": shares, "criterion": criterion, "target": target})
     if target is not None:
         options["target"] = target
     request = Request(pipeline_of(options.pop("passes")), model, **options)
@@ -149,25 +158,6 @@ def sensitivity(
         click.echo(to_json(found), nl=False)
     else:
         show_sensitivity(found)
-
-
-def _technique(
-    name: str, target: str | None, shares: tuple[float, ...] | None, criterion: str | None
-) -> Technique:
-    """Return the technique of `name`; options of the other one are refused."""
-    from onnxcomp.compiler.channel_pruning.technique import PruneChannels
-    from onnxcomp.compiler.target.files import DEFAULT_TARGET
-
-    if name == "prune":
-        if target is not None:
-            raise click.UsageError("--target is for --technique quantize; add it, or leave --target out")
-        return PruneChannels(shares or PruneChannels.levels, criterion or PruneChannels.criterion)
-    for option, value in (("--levels", shares), ("--criterion", criterion)):
-        if value is not None:
-            raise click.UsageError(f"{option} is for --technique prune; leave it out")
-    from onnxcomp.compiler.mixed_precision.technique import QuantizeNodes
-
-    return QuantizeNodes(target or DEFAULT_TARGET)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

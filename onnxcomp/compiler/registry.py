@@ -13,29 +13,50 @@ import dataclasses
 import importlib
 import inspect
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from onnxcomp.compiler.options import supported
 from onnxcomp.compiler.passbase import STAGES, Pass
 from onnxcomp.errors import UsageError, hint
 
-__all__ = ["GROUP", "Entry", "Registry"]
+__all__ = ["GROUP", "Entry", "Offer", "Registry", "offered"]
 
 GROUP = "onnxcomp.passes"
 """The entry-point group in which other packages offer passes."""
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What packages can offer: the `noun` of messages, the entry-point `group`, and what makes a class none of it.
+
+    `flaw` gets the name that an object is offered under, and the object; it returns the reason, or "" for a good one.
+    """
+
+    noun: str
+    group: str
+    flaw: Callable[[str, object], str]
+
+
+def _pass_flaw(name: str, kind: object) -> str:
+    return _flaw(name, kind)
+
+
+PASSES = Offer("pass", GROUP, _pass_flaw)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One pass on offer: its `name`, where it is (`module:Class`) and which package (`owner`) brings it."""
+    """One class on offer: its `name`, where it is (`module:Class`), which package (`owner`) brings it and what it is."""
 
     name: str
     target: str
     owner: str
+    offer: Offer = PASSES
 
-    def load(self) -> type[Pass]:
+    def load(self) -> type[Any]:
         """Return the class, importing its module.
 
         Raises:
@@ -43,20 +64,21 @@ class Entry:
         """
         try:
             kind = _imported(self.target)
-            reason = _flaw(self.name, kind)
+            reason = self.offer.flaw(self.name, kind)
         except (Exception, SystemExit) as problem:  # noqa: BLE001 - a plug-in may fail in any way on import
             reason = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         if not reason:
-            return typing.cast("type[Pass]", kind)
+            return typing.cast("type[Any]", kind)
         raise UsageError(
-            f"pass '{self.name}' of {self.owner} is broken: {reason}; update or uninstall the package"
+            f"{self.offer.noun} '{self.name}' of {self.owner} is broken: {reason}; update or uninstall the package"
         )
 
 
 class Registry:
-    """All passes by name; two of one name are both refused, with the names of their owners."""
+    """All classes of one kind by name, passes by default; two of one name are both refused, naming their owners."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], offer: Offer = PASSES) -> None:
+        self._offer = offer
         self._entries: dict[str, list[Entry]] = {}
         for entry in entries:
             known = self._entries.setdefault(entry.name, [])
@@ -67,31 +89,36 @@ class Registry:
     def installed(cls) -> Registry:
         """Return our own passes and those of installed packages; imports none of them."""
         builtin: dict[str, str] = importlib.import_module("onnxcomp.passes").BUILTIN
-        ours = [Entry(name, target, "onnxcomp") for name, target in builtin.items()]
-        theirs = [Entry(e.name, e.value, _owner(e)) for e in entry_points(group=GROUP)]
-        return cls([*ours, *sorted(theirs, key=lambda e: (e.name, e.owner))])
+        return cls(offered(builtin, PASSES))
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all passes, ours first."""
+        """Return all names, ours first."""
         return tuple(self._entries)
 
     def entries(self) -> tuple[Entry, ...]:
         """Return every entry, those with a name twice included."""
         return tuple(e for entries in self._entries.values() for e in entries)
 
-    def resolve(self, name: str) -> type[Pass]:
-        """Return the class of pass `name`, importing its module.
+    def resolve(self, name: str) -> type[Any]:
+        """Return the class called `name`, importing its module.
 
         Raises:
             UsageError: for an unknown name (with the nearest), a name of two owners, a broken plug-in.
         """
         entries = self._entries.get(name, [])
         if not entries:
-            raise UsageError(f"unknown pass '{name}'{hint(name, self._entries)}")
+            raise UsageError(f"unknown {self._offer.noun} '{name}'{hint(name, self._entries)}")
         if len(entries) > 1:
             owners = " and ".join(e.owner for e in entries)
-            raise UsageError(f"pass '{name}' is offered by {owners}; uninstall one of them")
+            raise UsageError(f"{self._offer.noun} '{name}' is offered by {owners}; uninstall one of them")
         return entries[0].load()
+
+
+def offered(builtin: Mapping[str, str], offer: Offer) -> list[Entry]:
+    """Return the entries of the table `builtin` and of the entry points of installed packages; imports none of them."""
+    ours = [Entry(name, target, "onnxcomp", offer) for name, target in builtin.items()]
+    theirs = [Entry(e.name, e.value, _owner(e), offer) for e in entry_points(group=offer.group)]
+    return [*ours, *sorted(theirs, key=lambda e: (e.name, e.owner))]
 
 
 def _owner(point: EntryPoint) -> str:

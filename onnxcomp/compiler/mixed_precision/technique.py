@@ -17,6 +17,7 @@ from onnxcomp.compiler.passbase import Context, PassLog
 from onnxcomp.compiler.quantization.formats import formats
 from onnxcomp.compiler.quantization.plan import QuantizationPlan, Settings
 from onnxcomp.compiler.quantization.quantizer import plan
+from onnxcomp.compiler.target.files import DEFAULT_TARGET
 from onnxcomp.errors import UsageError
 from onnxcomp.ir.graph import Node
 from onnxcomp.ir.model import Model
@@ -37,7 +38,7 @@ class QuantizeNodes(Technique):
 
     name: ClassVar[str] = "insert-qdq"
 
-    target: str
+    target: str = DEFAULT_TARGET
 
     def candidates(self, model: Model, context: Context, log: PassLog) -> Iterator[Sequence[Candidate]]:
         """Yield one candidate per node, in the order of the network; what stays float is a skip in `log`.

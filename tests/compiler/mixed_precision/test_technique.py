@@ -97,4 +97,4 @@ def test_what_is_quantized_already_is_said_to_be() -> None:
 
 def test_an_unknown_technique_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown technique 'quantise'; did you mean 'quantize'"):
-        onnxcomp.sensitivity(planted(1.0), str(ZOO / "digits_calibration.npz"), technique="quantise")  # type: ignore[arg-type]
+        onnxcomp.sensitivity(planted(1.0), str(ZOO / "digits_calibration.npz"), technique="quantise")
