@@ -1,4 +1,9 @@
-"""Closed-form refits: weights from second moments of inputs and wanted outputs, side by side."""
+"""Closed-form refits: weights from second moments of inputs and wanted outputs, side by side.
+
+- On the walk: `refit`, ridge regression on the compressed network's own inputs, and `matched`, which scales outputs only.
+- In one shot: `refit_once`, from the original's statistics (sites that lost inputs), and `refit_readers`, the same for a
+  trial that zeroes the channels of one group.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.analysis.channels import ChannelGroup
 from onnxcomp.analysis.linear import Linear, LinearNode, linear_node
-from onnxcomp.compiler.repair.columns import (
-    NEIGHBOURS,
-)
+from onnxcomp.compiler.repair.columns import NEIGHBOURS
 from onnxcomp.ir.model import Model
 from onnxcomp.numerics.arrays import Array, Array64, Mask
 from onnxcomp.numerics.moments import Moments, ridge
@@ -34,23 +37,26 @@ __all__ = [
 Rows: TypeAlias = NDArray[np.int64]
 """Positions along an axis, ascending."""
 
-
 RIDGE = 1e-3
 """Ridge strength of a refit in one shot, as a share of the mean variance of a layer's inputs."""
-
 
 RIDGE_FLOOR = 1e-4
 """The least ridge strength: covariances of dead channels are singular."""
 
-
 WIDEST = 4700
 """Wider inputs are not refitted, and are selected by their channels alone: memory grows with the square (4608: 170 MB)."""
-
 
 ROUNDING = 1e-12
 """Share of an output's square below which its variance is that of rounding."""
 
+ENOUGH = 8
+"""So many independent samples per input are enough for the least ridge."""
 
+STRETCH = 4.0
+"""Outputs are scaled by no more than this: what hardly varies any more is not brought back by scaling noise."""
+
+
+# --- sites, visits and solutions -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Site:
     """A node to visit: its name (the same in both networks) and which of the original's output channels it still makes."""
@@ -81,27 +87,6 @@ Solver: TypeAlias = Callable[[Visit], Solution | None]
 """Makes the weights of a visited node, or None to leave them."""
 
 
-def refit(visit: Visit) -> Solution:
-    """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression.
-
-    The ridge leans towards the weights as they are, the more so the fewer independent samples there are per input.
-    """
-    node, moments = visit.node, visit.moments
-    prior = node.matrix()
-    strength = ridge_strength(visit)
-    if not node.has_bias:
-        H, G = moments.second()
-        return Solution(ridge(H, G, prior, strength), None)
-    matrix = ridge(moments.covariance(), moments.cross(), prior, strength)
-    bias = moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)
-    return Solution(matrix, bias.reshape(-1))
-
-
-def ridge_strength(visit: Visit) -> float:
-    """Return the ridge strength: inputs per independent sample, within bounds."""
-    return min(1.0, max(RIDGE_FLOOR, int(visit.moments.sum_x.shape[1]) / visit.independent))
-
-
 def too_wide(node: LinearNode) -> str | None:
     """Return why `node` cannot be refitted, or None: its covariance has the square of its inputs' width."""
     width = node.matrix().shape[2]
@@ -121,6 +106,49 @@ def missed_share(moments: Moments, solution: Solution, centred: bool) -> float:
     return max(0.0, 1.0 - explained / variance) if varies else 0.0
 
 
+# --- on the walk -----------------------------------------------------------------------------------------------------
+def refit(visit: Visit) -> Solution:
+    """Return the weights that best make the wanted outputs from the inputs there now: centred ridge regression.
+
+    The ridge draws towards the weights as they are, the more so the fewer independent samples there are per input.
+    """
+    node, moments = visit.node, visit.moments
+    prior = node.matrix()
+    strength = ridge_strength(visit)
+    if not node.has_bias:
+        H, G = moments.second()
+        return Solution(ridge(H, G, prior, strength), None)
+    matrix = ridge(moments.covariance(), moments.cross(), prior, strength)
+    bias = moments.mean_y - np.einsum("god,gd->go", matrix, moments.mean_x)
+    return Solution(matrix, bias.reshape(-1))
+
+
+def ridge_strength(visit: Visit) -> float:
+    """Return the ridge strength: inputs per independent sample, within bounds."""
+    return min(1.0, max(RIDGE_FLOOR, int(visit.moments.sum_x.shape[1]) / visit.independent))
+
+
+def matched(visit: Visit) -> Solution | None:
+    """Return the weights there are, scaled so that every output has the mean and variance of the wanted one.
+
+    Least squares shrinks variances towards the mean; what a re-estimated BatchNormalization would do about that
+    (algorithm: per-channel affine on the output, `a = std_y / std_made`, `b = mean_y - a W mean_x`).
+    """
+    node, moments = visit.node, visit.moments
+    if not node.has_bias:
+        return None
+    W = node.matrix()
+    made = np.einsum("god,gde,goe->go", W, moments.covariance(), W, optimize=True)
+    wanted = moments.variance_y()
+    usable = (made > 0) & (wanted > 0)
+    ratio = np.where(usable, wanted / np.where(usable, made, 1.0), 1.0)
+    scale = np.clip(np.sqrt(ratio), 1 / STRETCH, STRETCH)
+    W = W * scale[:, :, None]
+    bias = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
+    return Solution(W, bias.reshape(-1))
+
+
+# --- in one shot, from the original ----------------------------------------------------------------------------------
 def refit_once(
     original: Model,
     cut: Model,
@@ -164,10 +192,6 @@ def _rows(W: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
     return flat[rows].reshape(-1, per_group, W.shape[2])
 
 
-ENOUGH = 8
-"""So many independent samples per input are enough for the least ridge."""
-
-
 def refit_readers(
     model: Model, masked: Model, group: ChannelGroup, keep: Mask, moments: Mapping[str, Moments]
 ) -> None:
@@ -207,8 +231,8 @@ def _solved(node: LinearNode, stats: Moments, stays: Array) -> Array64:
 def readers_ridge(node: LinearNode, stats: Moments) -> float:
     """Return the ridge strength of a trial's refit, as a share of the mean variance of the inputs.
 
-    As in the walk, with few independent samples for the inputs a refit must lean on the weights as they were, or it would
-    learn the samples by heart.
+    As in the walk, with few independent samples for the inputs a refit must stay close to the weights as they were, or it
+    would overfit to the samples.
     """
     independent = stats.count / (NEIGHBOURS if node.spatial else 1)
     share = node.matrix().shape[2] / max(1.0, independent)
@@ -221,27 +245,3 @@ def reader_columns(group: ChannelGroup, node: LinearNode) -> NDArray[np.int64] |
     if member is None:
         return None
     return np.repeat(member.units, node.matrix().shape[2] // len(member.units))
-
-
-STRETCH = 4.0
-"""Outputs are scaled by no more than this: what hardly varies any more is not brought back by scaling noise."""
-
-
-def matched(visit: Visit) -> Solution | None:
-    """Return the weights there are, scaled so that every output has the mean and variance of the wanted one.
-
-    Least squares shrinks variances towards the mean; what a re-estimated BatchNormalization would do about that
-    (algorithm: per-channel affine on the output, `a = std_y / std_made`, `b = mean_y - a W mean_x`).
-    """
-    node, moments = visit.node, visit.moments
-    if not node.has_bias:
-        return None
-    W = node.matrix()
-    made = np.einsum("god,gde,goe->go", W, moments.covariance(), W, optimize=True)
-    wanted = moments.variance_y()
-    usable = (made > 0) & (wanted > 0)
-    ratio = np.where(usable, wanted / np.where(usable, made, 1.0), 1.0)
-    scale = np.clip(np.sqrt(ratio), 1 / STRETCH, STRETCH)
-    W = W * scale[:, :, None]
-    bias = moments.mean_y - np.einsum("god,gd->go", W, moments.mean_x)
-    return Solution(W, bias.reshape(-1))
