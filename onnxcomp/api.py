@@ -102,6 +102,7 @@ class Options(ModelOptions, total=False):
     ranges: str | os.PathLike[str] | None
     timings: str | os.PathLike[str] | None
     allow_noop: bool
+    accept_ruin: bool
     strict: bool
 
 
@@ -119,7 +120,7 @@ def optimize(
     written there. The `options` are those of the command line: `calibration`, `evaluation`, `preprocess`, `samples`,
     `target`, `metric`, `max_drop`, `min_sqnr`, `require_smaller`, `require_speedup`, `exclude`, `set_shape`,
     `decision`, `opset`, `ir_version`, `reports`, `ranges`, `timings`, `seed`, `threads`, `custom_op_libs`, `allow_code`,
-    `allow_links`, `allow_noop`, `strict`, `force`; see `Options`.
+    `allow_links`, `allow_noop`, `accept_ruin`, `strict`, `force`; see `Options`.
 
     >>> import onnx.parser, onnxcomp
     >>> net = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 17]>
@@ -147,9 +148,9 @@ def optimize(
         request = replace(request, allow_noop=True)
     outcome = run(prepare(request, given), listener)
     result = Optimized(outcome.model, outcome.report, outcome.written)
-    if outcome.verdict is not None:
-        outcome.verdict.result = result
-        raise outcome.verdict
+    if outcome.error is not None:
+        outcome.error.result = result
+        raise outcome.error
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnxcomp.compiler.equalization.per_tensor import channel_forms
@@ -24,6 +24,10 @@ from onnxcomp.ir.model import Model
 from onnxcomp.ir.ops import QUANTIZATION
 
 __all__ = ["InsertQdq"]
+
+
+MIXED_DB = 25.0
+"""A bound on the output error that leaves nothing noticeable, for who had too great a loss."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,12 @@ class InsertQdq(Pass):
     def may_fall_short(self) -> bool:
         """Return whether a bound is given, which the model may turn out not to hold."""
         return self.precision == "mixed"
+
+    def milder(self) -> tuple[str, ...]:
+        """Return the pass with a bound that keeps sensitive nodes in float, where there is none."""
+        if self.precision == "mixed":
+            return ()
+        return (str(replace(self, precision="mixed", min_sqnr=MIXED_DB)),)
 
     def needs(self) -> frozenset[Need]:
         """Return that samples and shapes are needed."""

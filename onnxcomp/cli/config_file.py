@@ -191,7 +191,7 @@ _LAYOUT = {
     "data": "calibration evaluation samples",
     "conditions": "metric max_drop min_sqnr require_smaller require_speedup",
     "the model": "exclude decision opset ir_version",
-    "the run": "seed threads reports ranges timings allow_noop strict",
+    "the run": "seed threads reports ranges timings allow_noop accept_ruin strict",
 }
 """Names of options by the heading that they stand under; tables come last."""
 

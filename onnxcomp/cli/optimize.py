@@ -65,5 +65,5 @@ def optimize(
         show_plan(prepared, measure(prepared, prepared.original))
         return
     show_report(outcome.report, [str(path) for path in outcome.written])
-    if outcome.verdict is not None:
-        raise outcome.verdict
+    if outcome.error is not None:
+        raise outcome.error

@@ -39,6 +39,14 @@ _WIDE = 4000
 
 _STATUS = {"changed": "green", "unchanged": "dim", "rolled-back": "bold yellow", "failed": "bold red"}
 
+_QUALITY = {
+    "kept": "green",
+    "noticeable": "yellow",
+    "unjudged": "yellow",
+    "ruined": "bold red",
+    "unverified": "bold red",
+}
+
 
 def to_terminal() -> Console:
     """Return the console of stdout."""
@@ -149,6 +157,11 @@ def show_report(report: Report, written: Sequence[str]) -> None:
         )
     if written:
         say("wrote ", (", ".join(written), "bold"))
+    if report.verdict is not None and report.status != "unchanged":
+        say(
+            (report.verdict.quality, _QUALITY[report.verdict.quality]),
+            str(report.verdict).removeprefix(report.verdict.quality),
+        )
 
 
 def _cost_row(name: str, status: str | Text, cost: Cost, file_bytes: int) -> list[str | Text]:

@@ -102,6 +102,14 @@ class BudgetOptions(SharedOptions):
             if value == 0:
                 raise UsageError(f"{self.name}: {field}=0 leaves nothing; give the share that may remain")
 
+    def milder(self) -> tuple[str, ...]:
+        """Return the pass with a budget half-way between this one and the whole, where a budget is given."""
+        field, value = self.goal()
+        if field not in BUDGETS or value >= 1:
+            return super().milder()
+        half_way = dataclasses.replace(self, **{field: round((1 + value) / 2, 3)})
+        return (*super().milder(), str(half_way))
+
     def may_fall_short(self) -> bool:
         """Return whether a budget is given, which the model may turn out not to reach."""
         return self.goal()[0] in BUDGETS
@@ -155,6 +163,11 @@ class RepairOptions(SharedOptions):
         """Raise UsageError where the option `name`, if `asked` for, has no walk to work on."""
         if asked and self.repair != "sequential":
             raise UsageError(f"{self.name}: {name} needs repair=sequential, not {self.repair}")
+
+    def milder(self) -> tuple[str, ...]:
+        """Return the pass with the best refit first, where another one was asked for."""
+        best = () if self.repair == "sequential" else (str(dataclasses.replace(self, repair="sequential")),)
+        return (*best, *super().milder())
 
     def needs(self) -> frozenset[Need]:
         """Return `shapes` always, and `calibration` where weights are refitted."""

@@ -144,6 +144,10 @@ class Pass(ABC):
         """Return whether `run` may end with a shortfall, so that the best effort needs a place to go."""
         return False
 
+    def milder(self) -> tuple[str, ...]:
+        """Return this pass as text with options that lose less, the most promising first, for who ends with too great a loss."""
+        return ()
+
     def without_samples(self) -> str | None:
         """Return the options, as text, that would spare these needs their samples; None where none would."""
         return None

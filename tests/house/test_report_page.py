@@ -21,6 +21,7 @@ from onnxcomp.compiler.commands.inspection import GroupFacts, Inspection, NodeFa
 from onnxcomp.compiler.commands.sensitivity import Effect, Sensitivity
 from onnxcomp.compiler.passbase import Change, Skip
 from onnxcomp.compiler.run.report import Condition, DataFacts, FileFacts, PassRun, Report, to_json
+from onnxcomp.compiler.run.verdict import Verdict
 from onnxcomp.compiler.target.facts import Fact, Note
 from onnxcomp.compiler.target.lint import Finding
 from onnxcomp.presets import Preset
@@ -34,7 +35,19 @@ from tests.support.sources import ROOT
 PAGE = (ROOT / "docs/report.md").read_text(encoding="utf-8")
 
 RECORDS = (
-    *(Report, PassRun, Change, Skip, Cost, FileFacts, DataFacts, Condition, Comparison, OutputDifference),
+    *(
+        Report,
+        PassRun,
+        Change,
+        Skip,
+        Cost,
+        FileFacts,
+        DataFacts,
+        Condition,
+        Verdict,
+        Comparison,
+        OutputDifference,
+    ),
     *(Inspection, ValueFacts, NodeFacts, GroupFacts, Contrast, BenchReport, BenchedModel, Latency),
     *(Fusion, KernelNode, Sensitivity, Effect, Finding, PassFacts, OptionFacts, Preset, Fact, Note),
 )

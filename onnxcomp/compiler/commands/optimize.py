@@ -20,6 +20,7 @@ from onnxcomp.compiler.run.loading import file_facts
 from onnxcomp.compiler.run.pipeline import Listener, Passed, run_passes
 from onnxcomp.compiler.run.prepare import Prepared
 from onnxcomp.compiler.run.report import Condition, FileFacts, Report, RunStatus, to_json
+from onnxcomp.compiler.run.verdict import Evidence, Verdict, verdict_on
 from onnxcomp.compiler.target.files import load_target
 from onnxcomp.compiler.target.lint import hard_notes
 from onnxcomp.errors import (
@@ -56,7 +57,7 @@ class Outcome:
     model: Model
     report: Report
     written: tuple[Path, ...]
-    verdict: OnnxcompError | None
+    error: OnnxcompError | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class _Ending:
     output: FileFacts | None = None
     written: tuple[Path, ...] = ()
     status: RunStatus = "done"
-    verdict: OnnxcompError | None = None
+    error: OnnxcompError | None = None
+    verdict: Verdict | None = None
 
 
 def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
@@ -94,7 +96,7 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
         listener.note(note)
     if not changed and not shortfalls and not prepared.request.allow_noop:
         message = "no pass changed the model, so nothing was written; --allow-noop writes a copy"
-        ending = _Ending(status="unchanged", verdict=NothingChanged(message))
+        ending = _Ending(status="unchanged", error=NothingChanged(message))
     else:
         ending = _finish(prepared, passed, model, changed, shortfalls, listener)
     for note in prepared.timings.notes:
@@ -108,7 +110,7 @@ def run(prepared: Prepared, listener: Listener | None = None) -> Outcome:
         for path in ending.written:
             path.unlink(missing_ok=True)
         raise
-    return Outcome(model, report, (*ending.written, *prepared.request.reports), ending.verdict)
+    return Outcome(model, report, (*ending.written, *prepared.request.reports), ending.error)
 
 
 def _finish(
@@ -132,7 +134,7 @@ def _finish(
             ending = _judged(prepared, passed, str(staged[0]), facts.bytes, changed, shortfalls, listener)
         except (VerificationError, SessionError) as problem:
             message = f"the final file fails verification, so nothing was written: {problem}"
-            return _Ending(status="broken", verdict=VerificationError(message))
+            return _Ending(status="broken", error=VerificationError(message))
         if ending.status == "budget-not-met":
             best = prepared.request.best_effort
             assert best is not None  # because there is an output
@@ -145,7 +147,7 @@ def _finish(
         publish(list(reversed(list(zip(staged, places, strict=True)))))
     ending = replace(ending, output=replace(facts, path=str(target)), written=tuple(places))
     if ending.status == "budget-not-met":
-        ending = replace(ending, verdict=BudgetError(f"{ending.verdict}; the best model reached is {target}"))
+        ending = replace(ending, error=BudgetError(f"{ending.error}; the best model reached is {target}"))
     return ending
 
 
@@ -161,11 +163,44 @@ def _judged(
     made = passed.made.samples if passed.made is not None else None
     comparison, compared_on = compare_with_original(prepared, result, listener, made)
     conditions = judge(prepared, comparison, size, passed.model, result, listener)
+    verdict = _verdict(prepared, passed, size, comparison, compared_on)
     missed = [*(str(c) for c in conditions if not c.met), *shortfalls]
-    ending = _Ending(comparison, compared_on, conditions, status="done" if changed else "unchanged")
+    request = prepared.request
+    # Who set a bound on the loss, and sees it met, has said what is acceptable.
+    accepted = request.accept_ruin or (request.judged and all(c.met for c in conditions))
+    if verdict.quality == "ruined" and changed and not accepted:
+        missed.append(f"the result is ruined: {verdict.reason}{_remedies(prepared)}")
+    status: RunStatus = "done" if changed else "unchanged"
+    ending = _Ending(comparison, compared_on, conditions, status=status, verdict=verdict)
     if not missed:
         return ending
-    return replace(ending, status="budget-not-met", verdict=BudgetError(f"not reached: {'; '.join(missed)}"))
+    return replace(ending, status="budget-not-met", error=BudgetError(f"not reached: {'; '.join(missed)}"))
+
+
+def _verdict(
+    prepared: Prepared, passed: Passed, size: int, comparison: Comparison | None, compared_on: str | None
+) -> Verdict:
+    """Return the verdict on the result, whose file has `size` bytes."""
+    given = prepared.loaded.facts.bytes if prepared.loaded.facts is not None else passed.before.bytes
+    made = (passed.made.facts,) if passed.made is not None else ()
+    facts = next((f for f in (*prepared.data.facts, *made) if f.role == compared_on), None)
+    if facts is None:
+        evidence = Evidence("noise", noise=True)
+    else:
+        evidence = Evidence(f"{facts.role} data {facts.source}", noise=facts.mode != "real")
+    before, after = replace(passed.before, bytes=given), replace(passed.after, bytes=size)
+    return verdict_on(before, after, comparison, evidence, ran=prepared.verifier.runs)
+
+
+def _remedies(prepared: Prepared) -> str:
+    """Return the options that are most likely to cure too great a loss, as the end of a sentence."""
+    lossy = [step for step in prepared.request.passes if not step.exact]
+    texts = [f"`{text}`" for step in reversed(lossy) for text in step.milder()][:2]
+    samples = prepared.request.calibration
+    if isinstance(samples, str) and (samples == "none" or samples.startswith("random")):
+        texts.insert(0, "real samples for --calibration")
+    texts.append("--exclude NODE for what `onnxcomp sensitivity` puts first")
+    return f"; try {', or '.join(texts[:3])} (--accept-ruin writes it all the same)"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -252,6 +287,7 @@ def _report(
         comparison=ending.comparison,
         compared_on=ending.compared_on,
         conditions=ending.conditions,
+        verdict=ending.verdict,
         data=(*prepared.data.facts, *((passed.made.facts,) if passed.made else ())),
         excluded=tuple(sorted(prepared.excluded)),
         input_shapes=prepared.data.shapes,

@@ -26,6 +26,7 @@ import numpy as np
 from onnxcomp import __version__
 from onnxcomp.analysis.cost import Cost
 from onnxcomp.compiler.passbase import Change, Skip
+from onnxcomp.compiler.run.verdict import Verdict
 from onnxcomp.compiler.target.files import DEFAULT_TARGET
 from onnxcomp.runtime.compare import Comparison
 from onnxcomp.runtime.documents import SCHEMA_VERSION
@@ -132,6 +133,7 @@ class Report:
     comparison: Comparison | None = None
     compared_on: str | None = None
     conditions: tuple[Condition, ...] = ()
+    verdict: Verdict | None = None
     data: tuple[DataFacts, ...] = ()
     excluded: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

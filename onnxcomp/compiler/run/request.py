@@ -53,6 +53,7 @@ class Request:
         custom_op_libs: shared libraries with operators of the model.
         allow_code, allow_links: trust `module:function` data, and external data behind links.
         allow_noop: write a copy where nothing changed.
+        accept_ruin: write a result whose verdict is `ruined` too.
         strict: stop at the first pass that fails verification, and at a timing that `timings` lacks.
         force: replace existing outputs.
     """
@@ -84,6 +85,7 @@ class Request:
     allow_code: bool = False
     allow_links: bool = False
     allow_noop: bool = False
+    accept_ruin: bool = False
     strict: bool = False
     force: bool = False
 

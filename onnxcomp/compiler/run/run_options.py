@@ -261,6 +261,13 @@ channels = "RGB\"""",
         config="false",
     ),
     RunOption(
+        "accept_ruin",
+        "flag",
+        "Write a ruined result too (agreement under 80 %, SQNR under 10 dB, NaN); without it: exit 4.",
+        default=False,
+        config="false",
+    ),
+    RunOption(
         "strict",
         "flag",
         "Stop at the first pass that fails verification, or timing that is missing.",
