@@ -117,9 +117,9 @@ def test_results_for_another_target_are_kept_apart() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--technique quantize --levels 0.5", "--levels is for --technique prune"),
-        ("--technique quantize --criterion l1", "--criterion is for --technique prune"),
-        ("--target qnn", "--target is for --technique quantize"),
+        ("--technique quantize --levels 0.5", "--levels is no option of --technique quantize"),
+        ("--technique quantize --criterion l1", "--criterion is no option of --technique quantize"),
+        ("--target qnn", "--target is no option of --technique prune"),
         ("--technique quantize --target nowhere", "unknown target 'nowhere'"),
     ],
 )

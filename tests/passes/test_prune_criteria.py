@@ -119,6 +119,7 @@ def test_the_fold_of_normalizations_changes_neither_scales_nor_activations(crite
                 calibration=ZOO / "digits_calibration.npz",
                 samples=64,
                 threads=1,
+                accept_ruin=True,
             ).model,
             feeds,
         )

@@ -84,6 +84,7 @@ def test_a_planted_layer_is_ranked_first_and_its_line_restores_the_network() -> 
             samples=128,
             threads=1,
             exclude=exclude,
+            accept_ruin=True,
         ).report
         assert report.comparison is not None
         assert report.comparison.sqnr_db is not None
