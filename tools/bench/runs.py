@@ -65,7 +65,7 @@ class Work:
     seed: int | None = 0
     threads: int = 0
     preprocess: Mapping[str, object] | None = None
-    flags: tuple[str, ...] = ("--allow-noop", "--force")
+    flags: tuple[str, ...] = ("--allow-noop", "--accept-ruin", "--force")
 
 
 @dataclass(frozen=True)

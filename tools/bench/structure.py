@@ -82,7 +82,7 @@ SUITE = Suite(
     memory_samples=(128, 512),
     speed_rows=("resnet20-depthwise", "resnet20-split", "resnet56-depthwise", "resnet56-split"),
     folded=True,
-    flags=("--allow-noop", "--force"),
+    flags=("--allow-noop", "--accept-ruin", "--force"),
 )
 """How these rows are run, and what their options are."""
 
